@@ -1,0 +1,24 @@
+//! Whole agents and a whole control plane, each machine with its own network and mount namespace, real kernel TUN, real
+//! nginx and curl: what users see.
+#![allow(clippy::unwrap_used, clippy::cast_possible_truncation, unreachable_pub)]
+
+#[path = "mesh/fixture.rs"]
+mod fixture;
+#[path = "mesh/hosts.rs"]
+mod hosts;
+#[path = "mesh/joining.rs"]
+mod joining;
+#[path = "mesh/names.rs"]
+mod names;
+#[path = "mesh/observe.rs"]
+mod observe;
+#[path = "mesh/outages.rs"]
+mod outages;
+#[path = "mesh/policies.rs"]
+mod policies;
+#[path = "mesh/revocation.rs"]
+mod revocation;
+#[path = "mesh/tools.rs"]
+mod tools;
+#[path = "mesh/traffic.rs"]
+mod traffic;
