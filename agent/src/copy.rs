@@ -1,0 +1,80 @@
+//! Carries bytes both ways between two ends, with half-close, reset and counts. No buffer of its own: the next chunk is
+//! read only after the last one was taken, so that back-pressure goes from end to end.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use bytes::Bytes;
+
+use crate::failure::Failure;
+
+/// Where bytes come from.
+#[allow(async_fn_in_trait)]
+pub trait Source {
+    /// The next bytes, or `None` once the other end finished. Cancel-safe.
+    async fn recv(&mut self) -> Result<Option<Bytes>, Failure>;
+    /// Nothing more is wanted; tells the other end (STOP_SENDING, RST).
+    fn stop(&mut self);
+}
+
+/// Where bytes go.
+#[allow(async_fn_in_trait)]
+pub trait Sink {
+    /// Takes all of these bytes; waits while there is no room.
+    async fn send(&mut self, bytes: Bytes) -> Result<(), Failure>;
+    /// No more bytes will come (FIN, END_STREAM).
+    async fn finish(&mut self) -> Result<(), Failure>;
+    /// Abnormal end (RST, RESET_STREAM). Dropping a sink that was not finished does the same.
+    fn reset(&mut self);
+}
+
+/// Bytes carried, readable while a flow lives.
+#[derive(Debug, Default)]
+pub struct Count(AtomicU64);
+
+impl Count {
+    /// Bytes so far.
+    pub fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    fn add(&self, bytes: usize) {
+        self.0.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+}
+
+/// One end: a source and a sink.
+#[derive(Debug)]
+pub struct End<R, W> {
+    pub source: R,
+    pub sink: W,
+}
+
+/// Copies `a` to `b` (counted in `forth`) and `b` to `a` (counted in `back`) until both directions finished, or one failed:
+/// then both ends are reset.
+pub async fn both_ways<AR: Source, AW: Sink, BR: Source, BW: Sink>(
+    mut a: End<AR, AW>,
+    mut b: End<BR, BW>,
+    forth: &Count,
+    back: &Count,
+) -> Result<(), Failure> {
+    let result = tokio::try_join!(
+        one_way(&mut a.source, &mut b.sink, forth),
+        one_way(&mut b.source, &mut a.sink, back),
+    );
+    if result.is_err() {
+        a.sink.reset();
+        b.sink.reset();
+        a.source.stop();
+        b.source.stop();
+    }
+    result.map(|_| ())
+}
+
+async fn one_way(source: &mut impl Source, sink: &mut impl Sink, count: &Count) -> Result<(), Failure> {
+    while let Some(bytes) = source.recv().await? {
+        let length = bytes.len();
+        sink.send(bytes).await?;
+        count.add(length);
+    }
+    sink.finish().await
+}

@@ -1,0 +1,120 @@
+//! Why a flow ended, as one type: its label in logs and metrics, and what the application sees.
+
+use std::sync::Arc;
+
+use mesh_core::engine::Refusal;
+use mesh_core::inbound::TargetRefusal;
+use mesh_core::outbound::RouteFailure;
+use mesh_core::policy::Denial;
+
+/// Why a flow ended otherwise than by both sides finishing.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum Failure {
+    /// The world has no way to the destination.
+    #[error("{0}")]
+    Route(#[from] RouteFailure),
+    /// The application of the far side refused the connection.
+    #[error("connection refused by {0}")]
+    Refused(String),
+    /// The far side could not be reached in time.
+    #[error("connection timed out: {0}")]
+    Timeout(String),
+    /// No path to the far side.
+    #[error("unreachable: {0}")]
+    Unreachable(String),
+    /// The TLS handshake failed, or the certificate did not show the identity that was demanded.
+    #[error("tls: {0}")]
+    Tls(String),
+    /// The far side answered the CONNECT with this status; the second part names the policy, if it said so.
+    #[error("http status: {status}{}", .reason.as_ref().map(|r| format!(" ({r})")).unwrap_or_default())]
+    Status { status: u16, reason: Option<String> },
+    /// Our own policies deny it.
+    #[error("connection closed due to policy rejection: {0:?}")]
+    Denied(Denial),
+    /// Our policies changed under a live flow.
+    #[error("connection closed due to policy change: {0:?}")]
+    PolicyChange(Denial),
+    /// The peer's certificate was revoked.
+    #[error("the peer's certificate was revoked")]
+    Revoked,
+    /// The far side cut a live flow because its policy changed (the fixed code); the policy's name where our world tells it.
+    #[error("connection closed by the far side due to policy change: {}", .0.as_deref().unwrap_or("unknown policy"))]
+    PolicyChangeRemote(Option<String>),
+    /// The CONNECT target is not ours.
+    #[error("{0}")]
+    Target(#[from] TargetRefusal),
+    /// The application on this machine reset the flow.
+    #[error("reset by the application")]
+    ApplicationReset,
+    /// The far side reset the stream.
+    #[error("reset by the peer (code {0})")]
+    PeerReset(u64),
+    /// The tunnel under the flow broke.
+    #[error("tunnel lost: {0}")]
+    TunnelLost(String),
+    /// A limit of ours was reached.
+    #[error("limit reached: {0}")]
+    Limit(&'static str),
+    /// We have no certificate (yet).
+    #[error("no certificate yet")]
+    NoCertificate,
+    /// The agent is stopping.
+    #[error("the agent is stopping")]
+    Stopping,
+    /// An IO error of this machine.
+    #[error("{0}")]
+    Io(Arc<std::io::Error>),
+}
+
+impl From<std::io::Error> for Failure {
+    fn from(error: std::io::Error) -> Self {
+        use std::io::ErrorKind as Kind;
+        match error.kind() {
+            Kind::ConnectionRefused => Self::Refused(error.to_string()),
+            Kind::TimedOut => Self::Timeout(error.to_string()),
+            Kind::HostUnreachable | Kind::NetworkUnreachable => Self::Unreachable(error.to_string()),
+            Kind::ConnectionReset | Kind::BrokenPipe | Kind::ConnectionAborted => Self::ApplicationReset,
+            _ => Self::Io(Arc::new(error)),
+        }
+    }
+}
+
+impl Failure {
+    /// Istio's `response_flags`.
+    pub fn response_flags(&self) -> &'static str {
+        match self {
+            Self::Denied(_) | Self::PolicyChange(_) | Self::PolicyChangeRemote(_) => "DENY",
+            Self::Status { status: 401, .. } => "DENY",
+            Self::Tls(_) => "TLS_FAILURE",
+            Self::Revoked => "CERT_REVOKED",
+            Self::NoCertificate => "IDENTITY_ERROR",
+            Self::Route(_) | Self::Refused(_) | Self::Timeout(_) | Self::Unreachable(_) | Self::Status { .. } => "CONNECT",
+            _ => "-",
+        }
+    }
+
+    /// What the application that opened the flow sees before its SYN was answered.
+    pub fn refusal(&self) -> Refusal {
+        match self {
+            Self::Denied(_) | Self::Status { status: 401, .. } => Refusal::Denied,
+            Self::Refused(_) => Refusal::Refused,
+            Self::Status { status: 503, reason: Some(reason) } if reason == "refused" => Refusal::Refused,
+            Self::Route(RouteFailure::NoSuchPort(..)) => Refusal::Refused,
+            _ => Refusal::Unreachable,
+        }
+    }
+
+    /// Whether another endpoint may be tried while nothing was sent.
+    pub fn is_retryable(&self) -> bool {
+        matches!(
+            self,
+            Self::Refused(_)
+                | Self::Timeout(_)
+                | Self::Unreachable(_)
+                | Self::Tls(_)
+                | Self::TunnelLost(_)
+                | Self::PeerReset(_)
+                | Self::Status { status: 503, .. }
+        )
+    }
+}

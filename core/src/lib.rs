@@ -1,0 +1,35 @@
+//! The decisions of mesh-agent, and nothing else.
+//!
+//! This crate is pure: it opens no socket, reads no clock, draws no randomness from the system and spawns no task.
+//! Time, seeds and ring memory are arguments; input is a method call, output is something the caller drains.
+//!
+//! | module | decides |
+//! |---|---|
+//! | [`packet`] | what a captured IP packet is, and how replies are built |
+//! | [`engine`] | captured packets into flows, and back (smoltcp inside) |
+//! | [`identity`] | what a SPIFFE ID is |
+//! | [`world`] | what the control plane told us, as one immutable value with its indexes |
+//! | [`policy`] | may this connection be, and which rule says so |
+//! | [`balance`] | which endpoint of a service gets a connection |
+//! | [`outbound`] | what is to be done with a connection that an application of ours opened |
+//! | [`inbound`] | what is to be done with a CONNECT that a peer sent us |
+//! | [`dns`] | what is answered, and what is forwarded |
+//! | [`xds`] | the delta-xDS session: versions, nonces, ACK and NACK |
+//! | [`h3`] | HTTP/3 frames, QPACK and the CONNECT head |
+//! | [`token`] | the bootstrap token |
+//! | [`rotation`] | when a certificate is renewed |
+#![forbid(unsafe_code)]
+
+pub mod balance;
+pub mod dns;
+pub mod engine;
+pub mod h3;
+pub mod identity;
+pub mod inbound;
+pub mod outbound;
+pub mod packet;
+pub mod policy;
+pub mod rotation;
+pub mod token;
+pub mod world;
+pub mod xds;
