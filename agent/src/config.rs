@@ -35,7 +35,10 @@ pub struct Paths {
 
 impl Default for Paths {
     fn default() -> Self {
-        Self { state: "/var/lib/mesh-agent".into(), run: "/run/mesh-agent".into() }
+        Self {
+            state: "/var/lib/mesh-agent".into(),
+            run: "/run/mesh-agent".into(),
+        }
     }
 }
 
@@ -160,7 +163,10 @@ pub struct Outbound {
 
 impl Default for Outbound {
     fn default() -> Self {
-        Self { connect_timeout_ms: 5_000, attempts: 3 }
+        Self {
+            connect_timeout_ms: 5_000,
+            attempts: 3,
+        }
     }
 }
 
@@ -228,6 +234,9 @@ pub enum LogFormat {
 
 impl Default for Log {
     fn default() -> Self {
-        Self { level: "info".into(), format: LogFormat::Text }
+        Self {
+            level: "info".into(),
+            format: LogFormat::Text,
+        }
     }
 }

@@ -88,7 +88,9 @@ impl Failure {
             Self::Tls(_) => "TLS_FAILURE",
             Self::Revoked => "CERT_REVOKED",
             Self::NoCertificate => "IDENTITY_ERROR",
-            Self::Route(_) | Self::Refused(_) | Self::Timeout(_) | Self::Unreachable(_) | Self::Status { .. } => "CONNECT",
+            Self::Route(_) | Self::Refused(_) | Self::Timeout(_) | Self::Unreachable(_) | Self::Status { .. } => {
+                "CONNECT"
+            }
             _ => "-",
         }
     }
@@ -98,7 +100,10 @@ impl Failure {
         match self {
             Self::Denied(_) | Self::Status { status: 401, .. } => Refusal::Denied,
             Self::Refused(_) => Refusal::Refused,
-            Self::Status { status: 503, reason: Some(reason) } if reason == "refused" => Refusal::Refused,
+            Self::Status {
+                status: 503,
+                reason: Some(reason),
+            } if reason == "refused" => Refusal::Refused,
             Self::Route(RouteFailure::NoSuchPort(..)) => Refusal::Refused,
             _ => Refusal::Unreachable,
         }

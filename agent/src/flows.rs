@@ -103,16 +103,32 @@ impl Flows {
         let (cut, cut_receiver) = oneshot::channel();
         let id = self.next.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         let (forth, back) = (Arc::<Count>::default(), Arc::<Count>::default());
-        let live = Live { id, facts, since: Instant::now(), forth: forth.clone(), back: back.clone(), cut: Some(cut) };
+        let live = Live {
+            id,
+            facts,
+            since: Instant::now(),
+            forth: forth.clone(),
+            back: back.clone(),
+            cut: Some(cut),
+        };
         let slot = self.lock().insert(live);
-        Registered { flows: self.clone(), slot, id, forth, back, cut: cut_receiver }
+        Registered {
+            flows: self.clone(),
+            slot,
+            id,
+            forth,
+            back,
+            cut: cut_receiver,
+        }
     }
 
     /// Cuts every flow for which `judge` gives a reason.
     pub fn cut_where(&self, mut judge: impl FnMut(&Facts) -> Option<Failure>) -> usize {
         let mut count = 0;
         for (_, live) in self.lock().iter_mut() {
-            let Some(reason) = live.cut.is_some().then(|| judge(&live.facts)).flatten() else { continue };
+            let Some(reason) = live.cut.is_some().then(|| judge(&live.facts)).flatten() else {
+                continue;
+            };
             if let Some(cut) = live.cut.take() {
                 count += usize::from(cut.send(reason).is_ok());
             }

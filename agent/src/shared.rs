@@ -35,11 +35,14 @@ impl Shared {
 
     /// Our own record in `world`.
     pub fn own_workload(&self, world: &World) -> Option<Arc<Workload>> {
-        world.workload_named(&self.membership.namespace, &self.membership.workload_name).cloned()
+        world
+            .workload_named(&self.membership.namespace, &self.membership.workload_name)
+            .cloned()
     }
 
     /// Our own addresses: of our record, or the one that we joined with.
     pub fn own_addresses(&self, world: &World) -> Vec<IpAddr> {
-        self.own_workload(world).map_or_else(|| vec![self.membership.address], |own| own.addresses.clone())
+        self.own_workload(world)
+            .map_or_else(|| vec![self.membership.address], |own| own.addresses.clone())
     }
 }

@@ -41,7 +41,8 @@ pub trait Dial {
     type Source: Source;
     type Sink: Sink;
     /// Opens a tunnel if there is none, sends the CONNECT and waits for its 200.
-    async fn dial(&self, target: &Target, head: &ConnectHead) -> Result<(End<Self::Source, Self::Sink>, Peer), Failure>;
+    async fn dial(&self, target: &Target, head: &ConnectHead)
+    -> Result<(End<Self::Source, Self::Sink>, Peer), Failure>;
 }
 
 /// The receiving side of a stream of an HTTP/3 tunnel (of both clients and servers).
@@ -82,7 +83,11 @@ pub struct Quic {}
 impl Dial for Quic {
     type Source = StreamSource;
     type Sink = StreamSink;
-    async fn dial(&self, target: &Target, head: &ConnectHead) -> Result<(End<StreamSource, StreamSink>, Peer), Failure> {
+    async fn dial(
+        &self,
+        target: &Target,
+        head: &ConnectHead,
+    ) -> Result<(End<StreamSource, StreamSink>, Peer), Failure> {
         todo!()
     }
 }

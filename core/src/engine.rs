@@ -188,7 +188,13 @@ impl Engine {
         todo!()
     }
     /// Hands received bytes to `take`, contiguous and at most `max`; `take` must use all of them. One copy, made by the caller.
-    pub fn read_with(&mut self, now: Instant, flow: FlowId, max: usize, take: &mut dyn FnMut(&[u8])) -> Result<Read, FlowError> {
+    pub fn read_with(
+        &mut self,
+        now: Instant,
+        flow: FlowId,
+        max: usize,
+        take: &mut dyn FnMut(&[u8]),
+    ) -> Result<Read, FlowError> {
         todo!()
     }
     /// Copies bytes into the flow's sending ring; returns how many fit. After a short write a `Writable` event will come.

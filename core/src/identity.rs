@@ -28,7 +28,9 @@ impl Identity {
                 service_account: service_account.into(),
             });
         }
-        Err(InvalidIdentity(format!("spiffe://{trust_domain}/ns/{namespace}/sa/{service_account}")))
+        Err(InvalidIdentity(format!(
+            "spiffe://{trust_domain}/ns/{namespace}/sa/{service_account}"
+        )))
     }
 
     /// The identity that only a control plane's server certificate carries, in a namespace that no WorkloadGroup may issue into.
@@ -53,7 +55,10 @@ impl Identity {
 
     /// The form that policies compare with: the URI without `spiffe://`.
     pub fn principal(&self) -> String {
-        format!("{}/ns/{}/sa/{}", self.trust_domain, self.namespace, self.service_account)
+        format!(
+            "{}/ns/{}/sa/{}",
+            self.trust_domain, self.namespace, self.service_account
+        )
     }
 }
 
@@ -64,7 +69,11 @@ pub const CONTROL_SERVICE_ACCOUNT: &str = "mesh-control";
 
 impl fmt::Display for Identity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "spiffe://{}/ns/{}/sa/{}", self.trust_domain, self.namespace, self.service_account)
+        write!(
+            f,
+            "spiffe://{}/ns/{}/sa/{}",
+            self.trust_domain, self.namespace, self.service_account
+        )
     }
 }
 
@@ -75,7 +84,14 @@ impl FromStr for Identity {
         let invalid = || InvalidIdentity(uri.chars().take(256).collect());
         let path = uri.strip_prefix("spiffe://").ok_or_else(invalid)?;
         let mut parts = path.split('/');
-        let parsed = (parts.next(), parts.next(), parts.next(), parts.next(), parts.next(), parts.next());
+        let parsed = (
+            parts.next(),
+            parts.next(),
+            parts.next(),
+            parts.next(),
+            parts.next(),
+            parts.next(),
+        );
         let (Some(td), Some("ns"), Some(ns), Some("sa"), Some(sa), None) = parsed else {
             return Err(invalid());
         };

@@ -28,7 +28,10 @@ pub struct Candidate {
 #[derive(Clone, Debug, PartialEq)]
 pub enum Way {
     /// A tunnel to `peer` (its HBONE port), whose certificate must show one of `identities`.
-    Tunnel { peer: SocketAddr, identities: Vec<Identity> },
+    Tunnel {
+        peer: SocketAddr,
+        identities: Vec<Identity>,
+    },
     /// Plain TCP.
     Plain,
 }
@@ -37,7 +40,10 @@ pub enum Way {
 #[derive(Clone, Debug)]
 pub enum Route {
     /// Try these in order, each at most once.
-    Endpoints { service: Option<Arc<Service>>, candidates: Vec<Candidate> },
+    Endpoints {
+        service: Option<Arc<Service>>,
+        candidates: Vec<Candidate>,
+    },
     /// Not possible, and why.
     Fail(RouteFailure),
 }

@@ -75,7 +75,9 @@ pub struct Connection {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Decision {
     /// By this policy, or by none when no ALLOW policy applies.
-    Allowed { policy: Option<Arc<str>> },
+    Allowed {
+        policy: Option<Arc<str>>,
+    },
     Denied(Denial),
 }
 

@@ -5,7 +5,9 @@ pub use mesh_proto::mesh::BootstrapToken;
 /// Why a string is not a token.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum TokenError {
-    #[error("not a mesh-agent token: it does not begin with \"mesh1.\"; paste the whole line that `meshctl token create` printed")]
+    #[error(
+        "not a mesh-agent token: it does not begin with \"mesh1.\"; paste the whole line that `meshctl token create` printed"
+    )]
     Foreign,
     #[error("the token is mistyped or cut off (its checksum does not fit); paste the whole line again")]
     Checksum,

@@ -7,10 +7,10 @@
 #[path = "gen/mod.rs"]
 mod generated;
 
-/// Our own: join, revocation, trust bundle, the operator's calls (`mesh.v1`).
-pub use generated::mesh::v1 as mesh;
 /// What an agent keeps on disk (`mesh.snapshot`).
 pub use generated::mesh::snapshot;
+/// Our own: join, revocation, trust bundle, the operator's calls (`mesh.v1`).
+pub use generated::mesh::v1 as mesh;
 
 /// Delta ADS, the transport of xDS.
 pub mod envoy {
@@ -22,10 +22,10 @@ pub mod envoy {
 
 /// Istio's own messages.
 pub mod istio {
-    /// The certificate service (`istio.v1.auth`).
-    pub use crate::generated::istio::v1::auth as ca;
     /// Authorization policies for L4 (`istio.security`).
     pub use crate::generated::istio::security;
+    /// The certificate service (`istio.v1.auth`).
+    pub use crate::generated::istio::v1::auth as ca;
     /// Services and workloads, WDS (`istio.workload`).
     pub use crate::generated::istio::workload;
 }

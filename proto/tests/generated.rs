@@ -33,7 +33,10 @@ fn generated_code_is_what_the_proto_files_say() {
             stale.push(kept);
         }
     }
-    assert!(stale.is_empty(), "stale: {stale:?}; run `MESH_PROTO_WRITE=1 cargo test -p mesh-proto`");
+    assert!(
+        stale.is_empty(),
+        "stale: {stale:?}; run `MESH_PROTO_WRITE=1 cargo test -p mesh-proto`"
+    );
 }
 
 fn generate(root: &Path, out: &Path) {
