@@ -5,7 +5,7 @@ use smoltcp::socket::tcp::State as TcpState;
 use super::api::{CloseReason, Event, FlowId};
 use super::flow::{Held, Sending, State};
 use super::replies::Reply;
-use super::tcp::{Admission, Answer};
+use super::tcp::{Admission, Answer, Change};
 use super::{Engine, build};
 use crate::packet::{Flags, FlowKey, Packet, Tcp};
 
@@ -146,17 +146,23 @@ impl Engine {
         let answer = match socket.admit(tcp) {
             Admission::Drop => return,
             Admission::Whole if !packet.has_extensions() => socket.receive(now, packet.bytes()),
-            Admission::Whole => {
-                build::trimmed(packet, tcp, usize::MAX, 0, &mut self.scratch);
-                socket.receive(now, &self.scratch)
-            }
-            Admission::Trimmed(payload) => {
-                build::trimmed(packet, tcp, payload, Flags::FIN | Flags::PSH, &mut self.scratch);
+            admission => {
+                let change = match admission {
+                    Admission::Changed(change) => change,
+                    _ => Change {
+                        payload: usize::MAX,
+                        clear: 0,
+                        window: None,
+                    },
+                };
+                build::trimmed(packet, tcp, change.payload, change.clear, &mut self.scratch);
+                if let Some(window) = change.window {
+                    build::set_window(&mut self.scratch, window);
+                }
                 socket.receive(now, &self.scratch)
             }
         };
-        if flow.sending == Sending::FinishLater && socket.may_write() {
-            socket.finish();
+        if flow.sending == Sending::FinishLater && socket.try_finish() {
             flow.sending = Sending::Finished;
         }
         if let Some(Answer { bytes, emitted }) = answer {

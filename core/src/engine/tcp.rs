@@ -20,6 +20,8 @@ use crate::packet::{Flags, IPV4_LEN, IPV6_LEN, Tcp};
 const ANSWER_MAX: usize = 128;
 /// smoltcp's default, and RFC 9293 3.7.1 (MUST-15).
 const DEFAULT_MSS: u16 = 536;
+/// RFC 7323 2.3.
+const MAX_SHIFT: u8 = 14;
 /// smoltcp's own floor for what a SYN may ask.
 const MIN_MSS: u16 = 48;
 
@@ -46,12 +48,18 @@ pub(super) struct TcpFlow {
     /// What both sides allow in one segment, before options.
     mss: u16,
     timestamp_offset: u32,
+    /// How far the application shifts its window fields.
+    remote_shift: u8,
+    /// Bytes that were written, modulo 2^32.
+    written: u32,
     sent: Option<Sent>,
 }
 
 /// What the last segment of ours said.
 #[derive(Clone, Copy, Debug)]
 struct Sent {
+    /// The sequence number of the first byte.
+    start: u32,
     /// The highest sequence number sent, plus one.
     end: u32,
     acknowledgement: u32,
@@ -64,10 +72,21 @@ struct Sent {
 pub(super) enum Admission {
     /// smoltcp may see it.
     Whole,
-    /// smoltcp may see this many bytes of it, and no FIN.
-    Trimmed(usize),
+    /// smoltcp may see it so changed.
+    Changed(Change),
     /// smoltcp must not see it.
     Drop,
+}
+
+/// How an incoming segment is changed before smoltcp sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Change {
+    /// With no more data than this many bytes.
+    pub(super) payload: usize,
+    /// Without these flags.
+    pub(super) clear: u8,
+    /// With this window field.
+    pub(super) window: Option<u16>,
 }
 
 /// A segment that smoltcp sent in direct answer.
@@ -134,6 +153,8 @@ impl TcpFlow {
             mss: local_mss.min(remote_mss),
             // The upper half: smoltcp's initial sequence number comes from all of it, through its own generator.
             timestamp_offset: u32::try_from(random >> 32).unwrap_or(0),
+            remote_shift: tcp.window_scale().map_or(0, |shift| shift.min(MAX_SHIFT)),
+            written: 0,
             sent: None,
         };
         (flow.state() == State::SynReceived).then_some(flow)
@@ -186,9 +207,10 @@ impl TcpFlow {
 
     /// Decides about a segment before smoltcp sees it.
     ///
-    /// smoltcp 0.14 has two weak points here. It reads its own SYN-ACK's window as if it were scaled, and so would
-    /// accept more than its ring holds, and panic. And it takes a FIN whose data reaches past the window, after
-    /// cutting that data off: the stream would end early.
+    /// smoltcp 0.14 has four weak points here. It reads its own SYN-ACK's window as if it were scaled, and so would
+    /// accept more than its ring holds, and panic. It takes a FIN whose data reaches past the window, after cutting
+    /// that data off: the stream would end early. And it stops its retransmission timer when the window closes over
+    /// bytes in flight, and when the ACK before a lone FIN is repeated: if those are lost, it hangs.
     pub(super) fn admit(&self, tcp: &Tcp<'_>) -> Admission {
         let Some(sent) = self.sent else {
             // Our SYN-ACK did not leave: nothing but a RST can be meant for it.
@@ -198,27 +220,76 @@ impl TcpFlow {
                 Admission::Drop
             };
         };
-        let payload = tcp.payload().len();
-        if payload == 0 {
-            return Admission::Whole;
+        if self.is_lone_fin_repeated(tcp, sent) {
+            return Admission::Drop;
         }
+        let window = self.held_open(tcp, sent);
+        let whole = Change {
+            payload: tcp.payload().len(),
+            clear: 0,
+            window,
+        };
+        let Some(change) = self.fitted(tcp, sent, whole) else {
+            return Admission::Drop;
+        };
+        if change == (Change { window: None, ..whole }) {
+            Admission::Whole
+        } else {
+            Admission::Changed(change)
+        }
+    }
+
+    /// Cuts a segment's data where smoltcp might not; `None` when nothing of it may be seen.
+    fn fitted(&self, tcp: &Tcp<'_>, sent: Sent, whole: Change) -> Option<Change> {
         let next = self.receive_next();
         let start = distance(next, tcp.sequence());
-        let end = start + i64::try_from(payload).unwrap_or(i64::MAX);
+        let end = start + i64::try_from(whole.payload).unwrap_or(i64::MAX);
         let edge = distance(next, sent.right_edge);
         let room = i64::try_from(self.socket().recv_capacity() - self.unread()).unwrap_or(i64::MAX);
         let allowed = edge.min(room);
-        if end <= allowed {
-            return Admission::Whole;
-        }
         let overestimated = edge > room;
+        if whole.payload == 0 || end <= allowed {
+            return Some(whole);
+        }
         if overestimated && start >= allowed {
-            return Admission::Drop;
+            return None;
         }
         if overestimated || (tcp.flags().has(Flags::FIN) && start < allowed) {
-            return Admission::Trimmed(usize::try_from(allowed - start).unwrap_or(0));
+            let payload = usize::try_from(allowed - start).unwrap_or(0);
+            return Some(Change {
+                payload,
+                clear: Flags::FIN | Flags::PSH,
+                ..whole
+            });
         }
-        Admission::Whole
+        Some(whole)
+    }
+
+    /// Whether this repeats the ACK before our FIN, with nothing but that in flight.
+    fn is_lone_fin_repeated(&self, tcp: &Tcp<'_>, sent: Sent) -> bool {
+        tcp.flags().0 == Flags::ACK
+            && tcp.payload().is_empty()
+            && self.unacknowledged() == 0
+            && distance(tcp.acknowledgement(), sent.end) == 1
+            && tcp.acknowledgement() == sent.start.wrapping_add(self.written)
+    }
+
+    /// The window field for a segment whose window closes over bytes in flight: just open for them. Nothing new will
+    /// be sent into it.
+    fn held_open(&self, tcp: &Tcp<'_>, sent: Sent) -> Option<u16> {
+        let flags = tcp.flags();
+        let flight = distance(tcp.acknowledgement(), sent.end);
+        let window = i64::from(tcp.window()) << self.remote_shift;
+        if !flags.has(Flags::ACK) || flags.has(Flags::RST) || window >= flight {
+            return None;
+        }
+        // An acknowledgement from before what is in the ring is none that smoltcp would take.
+        let unacknowledged = i64::try_from(self.unacknowledged()).unwrap_or(i64::MAX);
+        if flight > unacknowledged + 1 {
+            return None;
+        }
+        let units = (flight + (1 << self.remote_shift) - 1) >> self.remote_shift;
+        Some(u16::try_from(units).unwrap_or(u16::MAX))
     }
 
     /// Gives an admitted packet to smoltcp.
@@ -272,12 +343,25 @@ impl TcpFlow {
 
     /// Copies bytes into the sending ring; how many fitted.
     pub(super) fn write(&mut self, bytes: &[u8]) -> usize {
-        self.socket_mut().send_slice(bytes).unwrap_or(0)
+        let written = self.socket_mut().send_slice(bytes).unwrap_or(0);
+        self.written = self.written.wrapping_add(u32::try_from(written).unwrap_or(0));
+        written
     }
 
-    /// FIN, after what was written.
-    pub(super) fn finish(&mut self) {
-        self.socket_mut().close();
+    /// FIN, after what was written. False when it must be tried again: before the handshake is done, and, when the
+    /// application finished first, before all was sent. (smoltcp does not see window updates in LAST-ACK.)
+    pub(super) fn try_finish(&mut self) -> bool {
+        let may = match self.state() {
+            State::Established => true,
+            State::CloseWait => self
+                .sent
+                .is_some_and(|sent| sent.end == sent.start.wrapping_add(self.written)),
+            _ => false,
+        };
+        if may {
+            self.socket_mut().close();
+        }
+        may
     }
 
     /// RST, at the next `transmit`.
@@ -318,13 +402,16 @@ impl TcpFlow {
         let timestamp = millis.wrapping_add(self.timestamp_offset);
         let emitted = segment::finish(bytes, timestamp, self.setting.offload, self.mss)?;
         if emitted.flags.has(Flags::ACK) {
-            let end = match self.sent {
-                Some(sent) if distance(sent.end, emitted.sequence_end) < 0 => sent.end,
-                _ => emitted.sequence_end,
+            // The first is the SYN-ACK.
+            let (start, end) = match self.sent {
+                Some(sent) if distance(sent.end, emitted.sequence_end) < 0 => (sent.start, sent.end),
+                Some(sent) => (sent.start, emitted.sequence_end),
+                None => (emitted.sequence_end, emitted.sequence_end),
             };
             let window = u32::from(emitted.window) << self.window_shift;
             let right_edge = emitted.acknowledgement.wrapping_add(window);
             self.sent = Some(Sent {
+                start,
                 end,
                 acknowledgement: emitted.acknowledgement,
                 right_edge,

@@ -11,14 +11,14 @@ use smoltcp::socket::tcp::{Socket, SocketBuffer, State};
 use smoltcp::time::Instant as SmolInstant;
 use smoltcp::wire::{HardwareAddress, IpCidr};
 
-pub const V4: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, 1));
-pub const V6: IpAddr = IpAddr::V6(std::net::Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 1));
+pub(crate) const V4: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, 1));
+pub(crate) const V6: IpAddr = IpAddr::V6(std::net::Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 1));
 /// Below 64 KiB, so that the window needs no scale.
 const BUFFER: usize = 65_535;
 
 /// What the application was told instead of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Told {
+pub(crate) enum Told {
     Reset,
     /// ICMP type and code.
     Icmp(u8, u8),
@@ -26,48 +26,48 @@ pub enum Told {
 
 /// One connection of an application.
 #[derive(Debug)]
-pub struct Client {
+pub(crate) struct Client {
     handle: SocketHandle,
-    pub local: SocketAddr,
-    pub remote: SocketAddr,
+    pub(crate) local: SocketAddr,
+    pub(crate) remote: SocketAddr,
     /// Bytes that the application wants to send, and that its socket took.
-    pub to_send: u64,
-    pub sent: u64,
-    pub received: u64,
-    pub finish: bool,
+    pub(crate) to_send: u64,
+    pub(crate) sent: u64,
+    pub(crate) received: u64,
+    pub(crate) finish: bool,
     finished: bool,
-    pub aborted: bool,
-    pub connected: bool,
-    pub end_seen: bool,
-    pub told: Option<Told>,
+    pub(crate) aborted: bool,
+    pub(crate) connected: bool,
+    pub(crate) end_seen: bool,
+    pub(crate) told: Option<Told>,
     seed: u64,
 }
 
-pub struct Host {
+pub(crate) struct Host {
     interface: Interface,
     sockets: SocketSet<'static>,
     wire: Wire,
-    pub clients: Vec<Client>,
+    pub(crate) clients: Vec<Client>,
     /// Datagrams that arrived: from, to, payload.
-    pub datagrams: Vec<(SocketAddr, SocketAddr, Vec<u8>)>,
+    pub(crate) datagrams: Vec<(SocketAddr, SocketAddr, Vec<u8>)>,
     /// ICMP errors that quote a datagram.
-    pub datagrams_refused: usize,
+    pub(crate) datagrams_refused: usize,
 }
 
 /// Byte `at` of a stream.
-pub fn pattern(seed: u64, at: u64) -> u8 {
+pub(crate) fn pattern(seed: u64, at: u64) -> u8 {
     let mixed = at
         .wrapping_mul(0x9e37_79b9)
         .wrapping_add(seed.wrapping_mul(0x85eb_ca6b));
     u8::try_from((mixed >> 11) & 0xff).unwrap()
 }
 
-pub fn smol(now: Duration) -> SmolInstant {
+pub(crate) fn smol(now: Duration) -> SmolInstant {
     SmolInstant::from_micros(i64::try_from(now.as_micros()).unwrap())
 }
 
 impl Host {
-    pub fn new(mtu: u16, seed: u64) -> Self {
+    pub(crate) fn new(mtu: u16, seed: u64) -> Self {
         let mut config = Config::new(HardwareAddress::Ip);
         config.random_seed = seed;
         let mut wire = Wire {
@@ -93,7 +93,7 @@ impl Host {
     }
 
     /// An application connects; gives the client's number.
-    pub fn connect(&mut self, remote: SocketAddr, port: u16) -> usize {
+    pub(crate) fn connect(&mut self, remote: SocketAddr, port: u16) -> usize {
         let buffer = || SocketBuffer::new(vec![0; BUFFER]);
         let mut socket = Socket::new(buffer(), buffer());
         socket.set_nagle_enabled(false);
@@ -121,19 +121,19 @@ impl Host {
         self.clients.len() - 1
     }
 
-    pub fn state(&self, client: usize) -> State {
+    pub(crate) fn state(&self, client: usize) -> State {
         self.sockets.get::<Socket<'_>>(self.clients[client].handle).state()
     }
 
     /// The application resets its connection.
-    pub fn abort(&mut self, client: usize) {
+    pub(crate) fn abort(&mut self, client: usize) {
         let client = &mut self.clients[client];
         client.aborted = true;
         self.sockets.get_mut::<Socket<'_>>(client.handle).abort();
     }
 
     /// A packet from the engine.
-    pub fn receive(&mut self, now: Duration, bytes: &[u8]) {
+    pub(crate) fn receive(&mut self, now: Duration, bytes: &[u8]) {
         let packet = Packet::parse(bytes).unwrap();
         match packet.transport() {
             Transport::Tcp(_) => {
@@ -153,7 +153,7 @@ impl Host {
     }
 
     /// Lets applications and sockets do what they can; gives what they send.
-    pub fn poll(&mut self, now: Duration) -> Option<Vec<u8>> {
+    pub(crate) fn poll(&mut self, now: Duration) -> Option<Vec<u8>> {
         self.work();
         if self.wire.outgoing.is_empty() {
             self.interface.poll_egress(smol(now), &mut self.wire, &mut self.sockets);
@@ -161,7 +161,7 @@ impl Host {
         self.wire.outgoing.pop_front()
     }
 
-    pub fn poll_at(&mut self, now: Duration) -> Option<Duration> {
+    pub(crate) fn poll_at(&mut self, now: Duration) -> Option<Duration> {
         let at = self.interface.poll_at(smol(now), &self.sockets)?;
         Some(Duration::from_micros(u64::try_from(at.total_micros()).unwrap()).max(now + Duration::from_millis(1)))
     }
@@ -233,7 +233,10 @@ impl Host {
                 });
                 client.sent += u64::try_from(sent.unwrap()).unwrap();
             }
-            if client.finish && !client.finished && client.sent == client.to_send && socket.may_send() {
+            // smoltcp does not see window updates in LAST-ACK, and forgets the timer of a FIN when ACKs are repeated
+            // for lost data before it.
+            let may_close = socket.may_send() && socket.send_queue() == 0;
+            if client.finish && !client.finished && client.sent == client.to_send && may_close {
                 client.finished = true;
                 socket.close();
             }
@@ -243,7 +246,7 @@ impl Host {
 
 impl Client {
     /// Whether both directions ended well, as far as the application can know.
-    pub fn is_done(&self) -> bool {
+    pub(crate) fn is_done(&self) -> bool {
         self.finished && self.end_seen
     }
 }

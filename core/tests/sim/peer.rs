@@ -10,32 +10,32 @@ use crate::random::Random;
 use crate::step::Decision;
 
 /// Datagrams to this port are echoed; to any other, nobody listens.
-pub const ECHO_PORT: u16 = 7;
+pub(crate) const ECHO_PORT: u16 = 7;
 
 /// The far side of one flow.
 #[derive(Debug)]
-pub struct Peer {
-    pub flow: FlowId,
-    pub key: FlowKey,
-    pub client: usize,
-    pub decision: Decision,
-    pub decide_at: Duration,
-    pub decided: bool,
-    pub reading: bool,
+pub(crate) struct Peer {
+    pub(crate) flow: FlowId,
+    pub(crate) key: FlowKey,
+    pub(crate) client: usize,
+    pub(crate) decision: Decision,
+    pub(crate) decide_at: Duration,
+    pub(crate) decided: bool,
+    pub(crate) reading: bool,
     readable: bool,
-    pub read: u64,
-    pub end: bool,
-    pub to_write: u64,
-    pub written: u64,
+    pub(crate) read: u64,
+    pub(crate) end: bool,
+    pub(crate) to_write: u64,
+    pub(crate) written: u64,
     blocked: bool,
-    pub finish: bool,
-    pub finished: bool,
-    pub aborted: bool,
-    pub closed: Option<CloseReason>,
+    pub(crate) finish: bool,
+    pub(crate) finished: bool,
+    pub(crate) aborted: bool,
+    pub(crate) closed: Option<CloseReason>,
 }
 
 impl Peer {
-    pub fn new(flow: FlowId, key: FlowKey, client: usize, decision: Decision, decide_at: Duration) -> Self {
+    pub(crate) fn new(flow: FlowId, key: FlowKey, client: usize, decision: Decision, decide_at: Duration) -> Self {
         Self {
             flow,
             key,
@@ -58,12 +58,12 @@ impl Peer {
     }
 
     /// Whether the flow was accepted and still lives.
-    pub fn is_live(&self) -> bool {
+    pub(crate) fn is_live(&self) -> bool {
         self.decided && self.closed.is_none()
     }
 
     /// An event of this flow.
-    pub fn handle(&mut self, event: &Event) {
+    pub(crate) fn handle(&mut self, event: &Event) {
         assert!(self.closed.is_none(), "an event after the last one: {event:?}");
         match event {
             Event::Readable { .. } => self.readable = true,
@@ -77,7 +77,7 @@ impl Peer {
     }
 
     /// Does what can be done now; says whether something was.
-    pub fn work(&mut self, now: Duration, engine: &mut Engine, client: &Client, random: &mut Random) -> bool {
+    pub(crate) fn work(&mut self, now: Duration, engine: &mut Engine, client: &Client, random: &mut Random) -> bool {
         if self.closed.is_some() {
             return false;
         }

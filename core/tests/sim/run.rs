@@ -6,8 +6,8 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use mesh_core::engine::{CloseReason, Engine, Event, HeapRings, Limits, Offload, Ring, RingMemory};
+use mesh_core::packet::Protocol;
 use mesh_core::packet::build::{self, Checksum};
-use mesh_core::packet::{FlowKey, Protocol};
 use smoltcp::socket::tcp::State;
 
 use crate::host::{Host, Told, V4, V6};
@@ -17,26 +17,26 @@ use crate::random::Random;
 use crate::step::{Decision, Step};
 use crate::wire;
 
-pub const RING: usize = 65_536;
-pub const LINGER: Duration = Duration::from_secs(300);
+pub(crate) const RING: usize = 65_536;
+pub(crate) const LINGER: Duration = Duration::from_secs(300);
 const MILLI: Duration = Duration::from_millis(1);
 /// Nothing takes longer than this in virtual time.
 const PATIENCE: Duration = Duration::from_secs(900);
 
 /// How a run is made.
 #[derive(Clone, Copy, Debug)]
-pub struct Options {
-    pub seed: u64,
-    pub lossy: bool,
-    pub offload: bool,
-    pub mtu: u16,
+pub(crate) struct Options {
+    pub(crate) seed: u64,
+    pub(crate) lossy: bool,
+    pub(crate) offload: bool,
+    pub(crate) mtu: u16,
     /// Wakes the engine every millisecond, and not only at its deadlines.
-    pub ticking: bool,
+    pub(crate) ticking: bool,
 }
 
 /// What an application, or its far side, can tell of a run.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Outcome {
+pub(crate) enum Outcome {
     Client {
         connected: bool,
         told: Option<Told>,
@@ -56,12 +56,12 @@ pub enum Outcome {
     },
 }
 
-pub struct Run {
+pub(crate) struct Run {
     options: Options,
-    pub now: Duration,
-    pub engine: Engine,
-    pub host: Host,
-    pub peers: Vec<Peer>,
+    pub(crate) now: Duration,
+    pub(crate) engine: Engine,
+    pub(crate) host: Host,
+    pub(crate) peers: Vec<Peer>,
     plans: Vec<(Decision, Duration)>,
     to_engine: Link,
     to_host: Link,
@@ -72,7 +72,7 @@ pub struct Run {
 }
 
 /// Makes a run of steps and brings it to its end.
-pub fn run(options: Options, steps: &[Step]) -> Vec<Outcome> {
+pub(crate) fn run(options: Options, steps: &[Step]) -> Vec<Outcome> {
     let mut run = Run::new(options);
     for step in steps {
         run.step(*step);
@@ -81,18 +81,21 @@ pub fn run(options: Options, steps: &[Step]) -> Vec<Outcome> {
 }
 
 impl Run {
-    pub fn new(options: Options) -> Self {
+    pub(crate) fn new(options: Options) -> Self {
+        // smoltcp's client does not survive a window that shrinks, when packets are lost too. Without a scale it never
+        // does.
+        let ring = if options.lossy { RING - 1 } else { RING };
         let limits = Limits {
             flows: 64,
             half_open: 32,
             half_open_per_destination: 16,
-            ring_bytes: RING,
+            ring_bytes: ring,
             events: 256,
             linger: LINGER,
         };
         let rings = Rc::new(Cell::new(0));
         let memory = Counted {
-            rings: HeapRings::new(RING, 128),
+            rings: HeapRings::new(ring, 128),
             taken: Rc::clone(&rings),
         };
         let offload = Offload {
@@ -117,12 +120,12 @@ impl Run {
     }
 
     /// Rings that are in use.
-    pub fn rings(&self) -> usize {
+    pub(crate) fn rings(&self) -> usize {
         self.rings.get()
     }
 
     /// An application connects; gives the client's number.
-    pub fn connect(&mut self, v6: bool, decision: Decision, delay: Duration) -> usize {
+    pub(crate) fn connect(&mut self, v6: bool, decision: Decision, delay: Duration) -> usize {
         let number = self.host.clients.len();
         let port = 10_000 + u16::try_from(number).unwrap();
         self.plans.push((decision, delay));
@@ -131,7 +134,7 @@ impl Run {
     }
 
     /// Does one step, and lets the world react to it.
-    pub fn step(&mut self, step: Step) {
+    pub(crate) fn step(&mut self, step: Step) {
         match step {
             Step::OpenTcp { v6, decision, delay } if self.host.clients.len() < 24 => {
                 self.connect(v6, decision, Duration::from_millis(delay.into()));
@@ -163,7 +166,7 @@ impl Run {
     }
 
     /// Lets time pass.
-    pub fn advance(&mut self, time: Duration) {
+    pub(crate) fn advance(&mut self, time: Duration) {
         let until = self.now + time;
         self.settle();
         while self.now < until {
@@ -176,7 +179,7 @@ impl Run {
     }
 
     /// Ends all that lives, waits for it, and checks that nothing is left.
-    pub fn finish(mut self) -> Vec<Outcome> {
+    pub(crate) fn finish(mut self) -> Vec<Outcome> {
         for client in &mut self.host.clients {
             client.finish = true;
         }
@@ -192,9 +195,14 @@ impl Run {
             }
             assert!(
                 self.now < limit,
-                "it does not end: {:#?} {:#?}",
+                "it does not end: {:?}\n{:?}\n{:?} {:?} {:?}",
                 self.engine.views().collect::<Vec<_>>(),
-                self.peers
+                self.peers.iter().filter(|peer| peer.is_live()).collect::<Vec<_>>(),
+                self.host.clients,
+                self.engine,
+                (0..self.host.clients.len())
+                    .map(|client| self.host.state(client))
+                    .collect::<Vec<_>>(),
             );
             let next = self.next_wake();
             self.advance(next - self.now);
@@ -446,8 +454,8 @@ impl Run {
     }
 }
 
-pub const FAR_V4: std::net::IpAddr = std::net::IpAddr::V4(std::net::Ipv4Addr::new(240, 240, 0, 9));
-pub const FAR_V6: std::net::IpAddr = std::net::IpAddr::V6(std::net::Ipv6Addr::new(0x2001, 2, 0, 0, 0, 0, 0, 9));
+pub(crate) const FAR_V4: std::net::IpAddr = std::net::IpAddr::V4(std::net::Ipv4Addr::new(240, 240, 0, 9));
+pub(crate) const FAR_V6: std::net::IpAddr = std::net::IpAddr::V6(std::net::Ipv6Addr::new(0x2001, 2, 0, 0, 0, 0, 0, 9));
 
 /// A device with checksum offload hands over unfinished checksums.
 fn spoil_checksum(packet: &mut [u8]) {
@@ -472,15 +480,5 @@ impl RingMemory for Counted {
     fn give(&mut self, id: usize) {
         self.rings.give(id);
         self.taken.set(self.rings.taken());
-    }
-}
-
-/// The key of a client's flow.
-pub fn key_of(run: &Run, client: usize) -> FlowKey {
-    let client = &run.host.clients[client];
-    FlowKey {
-        protocol: Protocol::Tcp,
-        source: client.local,
-        destination: client.remote,
     }
 }

@@ -3,7 +3,7 @@
 use crate::random::Random;
 
 #[derive(Clone, Copy, Debug)]
-pub enum Decision {
+pub(crate) enum Decision {
     Accept,
     Refused,
     Denied,
@@ -11,7 +11,7 @@ pub enum Decision {
 }
 
 #[derive(Clone, Copy, Debug)]
-pub enum Step {
+pub(crate) enum Step {
     /// An application connects; the far side decides after so many milliseconds.
     OpenTcp {
         v6: bool,
@@ -64,7 +64,7 @@ pub enum Step {
 }
 
 /// Steps from a seed.
-pub fn from_seed(seed: u64) -> Vec<Step> {
+pub(crate) fn from_seed(seed: u64) -> Vec<Step> {
     let mut random = Random::new(seed);
     let count = 10 + random.below(30);
     let mut bytes = vec![0_u8; usize::try_from(count * 4 + 4).unwrap()];
@@ -77,7 +77,7 @@ pub fn from_seed(seed: u64) -> Vec<Step> {
 }
 
 /// Steps from bytes, four each.
-pub fn from_bytes(bytes: &[u8]) -> Vec<Step> {
+pub(crate) fn from_bytes(bytes: &[u8]) -> Vec<Step> {
     bytes.as_chunks::<4>().0.iter().map(|bytes| step(*bytes)).collect()
 }
 

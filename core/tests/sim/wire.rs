@@ -5,7 +5,7 @@ use mesh_core::packet::checksum::{Sum, pseudo_header};
 use mesh_core::packet::{Flags, Packet, Transport};
 
 /// The packets that come of one that the engine wrote.
-pub fn complete(bytes: &[u8], out: PacketOut, mtu: u16) -> Vec<Vec<u8>> {
+pub(crate) fn complete(bytes: &[u8], out: PacketOut, mtu: u16) -> Vec<Vec<u8>> {
     let packet = Packet::parse(bytes).expect("the engine wrote a malformed packet");
     assert_eq!(packet.bytes().len(), out.len, "lengths differ");
     assert_eq!(packet.version(), out.version);
