@@ -1,8 +1,9 @@
 //! The delta-xDS session: versions, nonces, ACK and NACK, as ztunnel speaks it (istio-wire section 1.6).
 //!
 //! A session outlives streams. It keeps what was accepted in its encoded form: for `initial_resource_versions` on the next
-//! stream, and for the disk. Rejection is per resource; a rejected address leaves the old one in place, a rejected policy
-//! removes the old one, so that a workload that names it denies (design section 6).
+//! stream, and for the disk. Rejection is per resource; a rejected address leaves the old one in place. A rejected policy
+//! removes the old one, so that a workload that names it denies (design section 6); but one of a whole namespace, or of
+//! all, stays as it was, for nobody names it and without it more would be allowed.
 
 use std::collections::BTreeMap;
 
@@ -224,7 +225,9 @@ impl TypeState {
     }
 
     fn reject(&mut self, name: &str, reason: &str, delta: &mut Delta) {
-        if self.type_url == type_url::AUTHORIZATION {
+        let held = self.held.get(name);
+        if self.type_url == type_url::AUTHORIZATION && !held.is_some_and(|held| accept::is_unnamed_policy(&held.value))
+        {
             self.held.remove(name);
             delta.policies.retain(|policy| &*policy.key != name);
             delta.removed_policies.push(name.to_owned());

@@ -1,6 +1,6 @@
 //! One resource of a response: decoded, checked against its name, and added to the delta; or the reason why not.
 
-use mesh_proto::istio::security::Authorization;
+use mesh_proto::istio::security::{Authorization, Scope};
 use mesh_proto::istio::workload::{Address, address};
 use mesh_proto::{mesh, type_url, wkt};
 use prost::Message;
@@ -32,6 +32,11 @@ pub(super) fn resource(
         _ => return Err("this type has no meaning here".to_owned()),
     }
     Ok(any.value.into())
+}
+
+/// Whether an accepted policy holds for workloads that do not name it.
+pub(super) fn is_unnamed_policy(value: &[u8]) -> bool {
+    Authorization::decode(value).is_ok_and(|policy| policy.scope != Scope::WorkloadSelector as i32)
 }
 
 fn decoded<M: Message + Default>(value: &[u8]) -> Result<M, String> {
