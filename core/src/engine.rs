@@ -275,9 +275,8 @@ impl Engine {
         entry.active = self.now;
         entry.sending = Sending::FinishLater;
         if let State::Open(tcp) = &mut entry.state
-            && tcp.may_write()
+            && tcp.try_finish()
         {
-            tcp.finish();
             entry.sending = Sending::Finished;
             self.mark_dirty(flow);
         }

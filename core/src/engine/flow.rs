@@ -51,7 +51,7 @@ pub(super) struct Held {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Sending {
     Open,
-    /// `finish` came before the handshake was done; smoltcp can close only after it.
+    /// `finish` came when smoltcp must not close yet.
     FinishLater,
     Finished,
 }

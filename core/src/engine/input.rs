@@ -5,7 +5,7 @@ use smoltcp::socket::tcp::State as TcpState;
 use super::api::{CloseReason, Event, FlowId};
 use super::flow::{Held, Sending, State};
 use super::replies::Reply;
-use super::tcp::{Admission, Answer};
+use super::tcp::{Admission, Answer, Change};
 use super::{Engine, build};
 use crate::packet::{Flags, FlowKey, Packet, Tcp};
 
@@ -143,20 +143,28 @@ impl Engine {
         let Some(flow) = self.table.get_mut(id) else { return };
         let State::Open(socket) = &mut flow.state else { return };
         flow.active = now;
+        // RFC 9293 3.10.7.4: after both FINs a RST only ends it sooner.
+        let reset = tcp.flags().has(Flags::RST) && !socket.is_all_but_over();
         let answer = match socket.admit(tcp) {
             Admission::Drop => return,
             Admission::Whole if !packet.has_extensions() => socket.receive(now, packet.bytes()),
-            Admission::Whole => {
-                build::trimmed(packet, tcp, usize::MAX, 0, &mut self.scratch);
-                socket.receive(now, &self.scratch)
-            }
-            Admission::Trimmed(payload) => {
-                build::trimmed(packet, tcp, payload, Flags::FIN | Flags::PSH, &mut self.scratch);
+            admission => {
+                let change = match admission {
+                    Admission::Changed(change) => change,
+                    _ => Change {
+                        payload: usize::MAX,
+                        clear: 0,
+                        window: None,
+                    },
+                };
+                build::trimmed(packet, tcp, change.payload, change.clear, &mut self.scratch);
+                if let Some(window) = change.window {
+                    build::set_window(&mut self.scratch, window);
+                }
                 socket.receive(now, &self.scratch)
             }
         };
-        if flow.sending == Sending::FinishLater && socket.may_write() {
-            socket.finish();
+        if flow.sending == Sending::FinishLater && socket.try_finish() {
             flow.sending = Sending::Finished;
         }
         if let Some(Answer { bytes, emitted }) = answer {
@@ -165,7 +173,7 @@ impl Engine {
                 partial_checksum: emitted.packet.partial_checksum,
             });
         }
-        self.settle(id, tcp.flags().has(Flags::RST));
+        self.settle(id, reset);
     }
 
     /// Draws the conclusions from what a packet changed.

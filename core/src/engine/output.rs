@@ -6,7 +6,7 @@ use smoltcp::socket::tcp::State as TcpState;
 
 use super::Engine;
 use super::api::{CloseReason, Event, FlowId, Instant, PacketOut};
-use super::flow::{Flow, State};
+use super::flow::{Flow, Sending, State};
 use super::replies::Reply;
 
 /// Packets that one flow may send before the next one has its turn.
@@ -131,6 +131,13 @@ impl Engine {
         let Some(flow) = self.table.get_mut(id) else { return };
         flow.queued = false;
         // Our last ACK left. The link loses nothing and the peer is the local kernel: no need to wait.
+        if flow.sending == Sending::FinishLater
+            && let State::Open(tcp) = &mut flow.state
+            && tcp.try_finish()
+        {
+            flow.sending = Sending::Finished;
+            return self.mark_dirty(id);
+        }
         if let State::Open(tcp) = &flow.state
             && tcp.state() == TcpState::TimeWait
             && tcp.is_all_acknowledged()

@@ -16,10 +16,16 @@ use super::slot::{Capabilities, Slot};
 use crate::packet::build::Control;
 use crate::packet::{Flags, IPV4_LEN, IPV6_LEN, Tcp};
 
+mod admit;
+
+pub(super) use admit::{Admission, Change};
+
 /// Bytes of the largest segment that smoltcp sends in direct answer to one: headers with all options.
 const ANSWER_MAX: usize = 128;
 /// smoltcp's default, and RFC 9293 3.7.1 (MUST-15).
 const DEFAULT_MSS: u16 = 536;
+/// RFC 7323 2.3.
+const MAX_SHIFT: u8 = 14;
 /// smoltcp's own floor for what a SYN may ask.
 const MIN_MSS: u16 = 48;
 
@@ -46,28 +52,23 @@ pub(super) struct TcpFlow {
     /// What both sides allow in one segment, before options.
     mss: u16,
     timestamp_offset: u32,
+    /// How far the application shifts its window fields.
+    remote_shift: u8,
+    /// Bytes that were written, modulo 2^32.
+    written: u32,
     sent: Option<Sent>,
 }
 
 /// What the last segment of ours said.
 #[derive(Clone, Copy, Debug)]
 struct Sent {
+    /// The sequence number of the first byte.
+    start: u32,
     /// The highest sequence number sent, plus one.
     end: u32,
     acknowledgement: u32,
     /// Where smoltcp believes that the application must stop.
     right_edge: u32,
-}
-
-/// What may become of an incoming segment.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Admission {
-    /// smoltcp may see it.
-    Whole,
-    /// smoltcp may see this many bytes of it, and no FIN.
-    Trimmed(usize),
-    /// smoltcp must not see it.
-    Drop,
 }
 
 /// A segment that smoltcp sent in direct answer.
@@ -134,6 +135,8 @@ impl TcpFlow {
             mss: local_mss.min(remote_mss),
             // The upper half: smoltcp's initial sequence number comes from all of it, through its own generator.
             timestamp_offset: u32::try_from(random >> 32).unwrap_or(0),
+            remote_shift: tcp.window_scale().map_or(0, |shift| shift.min(MAX_SHIFT)),
+            written: 0,
             sent: None,
         };
         (flow.state() == State::SynReceived).then_some(flow)
@@ -155,6 +158,11 @@ impl TcpFlow {
             self.state(),
             State::CloseWait | State::LastAck | State::Closing | State::TimeWait
         )
+    }
+
+    /// Whether both sides finished, and all but perhaps our FIN arrived.
+    pub(super) fn is_all_but_over(&self) -> bool {
+        matches!(self.state(), State::LastAck | State::Closing | State::TimeWait) && self.unacknowledged() == 0
     }
 
     /// Whether everything that the application sent was acknowledged on the wire.
@@ -182,43 +190,6 @@ impl TcpFlow {
     /// Whether bytes can be written in this state.
     pub(super) fn may_write(&self) -> bool {
         self.socket().may_send()
-    }
-
-    /// Decides about a segment before smoltcp sees it.
-    ///
-    /// smoltcp 0.14 has two weak points here. It reads its own SYN-ACK's window as if it were scaled, and so would
-    /// accept more than its ring holds, and panic. And it takes a FIN whose data reaches past the window, after
-    /// cutting that data off: the stream would end early.
-    pub(super) fn admit(&self, tcp: &Tcp<'_>) -> Admission {
-        let Some(sent) = self.sent else {
-            // Our SYN-ACK did not leave: nothing but a RST can be meant for it.
-            return if tcp.flags().has(Flags::RST) {
-                Admission::Whole
-            } else {
-                Admission::Drop
-            };
-        };
-        let payload = tcp.payload().len();
-        if payload == 0 {
-            return Admission::Whole;
-        }
-        let next = self.receive_next();
-        let start = distance(next, tcp.sequence());
-        let end = start + i64::try_from(payload).unwrap_or(i64::MAX);
-        let edge = distance(next, sent.right_edge);
-        let room = i64::try_from(self.socket().recv_capacity() - self.unread()).unwrap_or(i64::MAX);
-        let allowed = edge.min(room);
-        if end <= allowed {
-            return Admission::Whole;
-        }
-        let overestimated = edge > room;
-        if overestimated && start >= allowed {
-            return Admission::Drop;
-        }
-        if overestimated || (tcp.flags().has(Flags::FIN) && start < allowed) {
-            return Admission::Trimmed(usize::try_from(allowed - start).unwrap_or(0));
-        }
-        Admission::Whole
     }
 
     /// Gives an admitted packet to smoltcp.
@@ -272,12 +243,25 @@ impl TcpFlow {
 
     /// Copies bytes into the sending ring; how many fitted.
     pub(super) fn write(&mut self, bytes: &[u8]) -> usize {
-        self.socket_mut().send_slice(bytes).unwrap_or(0)
+        let written = self.socket_mut().send_slice(bytes).unwrap_or(0);
+        self.written = self.written.wrapping_add(u32::try_from(written).unwrap_or(0));
+        written
     }
 
-    /// FIN, after what was written.
-    pub(super) fn finish(&mut self) {
-        self.socket_mut().close();
+    /// FIN, after what was written. False when it must be tried again: before the handshake is done, and, when the
+    /// application finished first, before all was sent. (smoltcp does not see window updates in LAST-ACK.)
+    pub(super) fn try_finish(&mut self) -> bool {
+        let may = match self.state() {
+            State::Established => true,
+            State::CloseWait => self
+                .sent
+                .is_some_and(|sent| sent.end == sent.start.wrapping_add(self.written)),
+            _ => false,
+        };
+        if may {
+            self.socket_mut().close();
+        }
+        may
     }
 
     /// RST, at the next `transmit`.
@@ -318,13 +302,16 @@ impl TcpFlow {
         let timestamp = millis.wrapping_add(self.timestamp_offset);
         let emitted = segment::finish(bytes, timestamp, self.setting.offload, self.mss)?;
         if emitted.flags.has(Flags::ACK) {
-            let end = match self.sent {
-                Some(sent) if distance(sent.end, emitted.sequence_end) < 0 => sent.end,
-                _ => emitted.sequence_end,
+            // The first is the SYN-ACK.
+            let (start, end) = match self.sent {
+                Some(sent) if distance(sent.end, emitted.sequence_end) < 0 => (sent.start, sent.end),
+                Some(sent) => (sent.start, emitted.sequence_end),
+                None => (emitted.sequence_end, emitted.sequence_end),
             };
             let window = u32::from(emitted.window) << self.window_shift;
             let right_edge = emitted.acknowledgement.wrapping_add(window);
             self.sent = Some(Sent {
+                start,
                 end,
                 acknowledgement: emitted.acknowledgement,
                 right_edge,

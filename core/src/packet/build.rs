@@ -164,6 +164,17 @@ pub(crate) fn trimmed(packet: &Packet<'_>, tcp: &Tcp<'_>, payload_max: usize, cl
     }
 }
 
+/// Sets the window field of what [`trimmed`] wrote.
+pub(crate) fn set_window(packet: &mut [u8], window: u16) {
+    let start = match packet.first() {
+        Some(first) if first >> 4 == 4 => usize::from(first & 0x0f) * 4,
+        _ => IPV6_LEN,
+    };
+    if let Some(field) = packet.get_mut(start + 14..start + 16) {
+        field.copy_from_slice(&window.to_be_bytes());
+    }
+}
+
 /// An IP header in a buffer with room for `length` bytes more.
 fn ip(source: IpAddr, destination: IpAddr, number: u8, length: usize) -> Option<Vec<u8>> {
     match (source, destination) {
