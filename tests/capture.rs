@@ -319,7 +319,23 @@ fn two_thousand_flows_at_once() {
 }
 
 #[test]
-fn killed_it_fails_closed_and_stopped_it_leaves_nothing() {
+fn a_device_that_is_taken_away_ends_the_loop() {
+    let mut setting = setting(&[], |_| {});
+    setting.client.ip("link del mesh0");
+    assert!(!setting.proxy.wait(SOON).success());
+}
+
+#[test]
+fn stopped_it_leaves_nothing() {
+    let look = "ip rule; ip -6 rule; ip route show table all; ip -6 route show table all; nft list ruleset";
+    let before = std::cell::RefCell::new(String::new());
+    let mut setting = setting(&[], |client| *before.borrow_mut() = client.sh(look));
+    assert!(setting.proxy.stop(SOON).success());
+    assert_eq!(setting.client.sh(look), *before.borrow());
+}
+
+#[test]
+fn killed_it_fails_closed_until_cleanup() {
     let mut setting = setting(&[], |_| {});
     let _listener = setting.listen(7000);
     setting.connect(Lan::addresses(2).0.into(), 7000).unwrap();

@@ -163,6 +163,66 @@ impl Accept for TcpListener {
 }
 
 #[test]
+fn a_connection_from_before_goes_on() {
+    let lan = Lan::new();
+    let (host, peer) = (lan.host("host"), lan.host("peer"));
+    let listener = host.enter(|| TcpListener::bind("10.77.0.1:22").unwrap());
+    let mut theirs = peer.enter(|| TcpStream::connect("10.77.0.1:22").unwrap());
+    let (mut ours, _) = listener.accept().unwrap();
+    host.enter(|| {
+        let config = Config::default();
+        let _tun = Tun::open(&config.capture).unwrap();
+        let mut kernel = Kernel::install(&config).unwrap();
+        kernel
+            .update_prefixes(&prefixes(&["10.77.0.2/32", "fd77::2/128"]))
+            .unwrap();
+        theirs.set_read_timeout(Some(SOON)).unwrap();
+        ours.set_read_timeout(Some(SOON)).unwrap();
+        for _ in 0..3 {
+            // Ours first: conntrack takes this packet for the first of a connection that we open.
+            ours.write_all(b"x").unwrap();
+            theirs.read_exact(&mut [0]).unwrap();
+            theirs.write_all(b"y").unwrap();
+            ours.read_exact(&mut [0]).unwrap();
+        }
+    });
+}
+
+#[test]
+fn a_machine_without_ipv6_is_served_too() {
+    let host = Host::new("host");
+    host.sh("for f in all default; do echo 1 > /proc/sys/net/ipv6/conf/$f/disable_ipv6; done");
+    host.enter(|| {
+        let config = Config::default();
+        let _tun = Tun::open(&config.capture).unwrap();
+        let mut kernel = Kernel::install(&config).unwrap();
+        kernel
+            .update_prefixes(&prefixes(&["240.240.0.0/16", "fd00:240::/64"]))
+            .unwrap();
+        assert!(host.ip("route get 240.240.0.1 ipproto tcp").contains("mesh0"));
+        kernel.remove().unwrap();
+    });
+}
+
+#[test]
+fn open_failure_leaves_the_plain_way() {
+    let lan = Lan::new();
+    let (host, server) = (lan.host("host"), lan.host("server"));
+    let _listener = server.enter(|| TcpListener::bind("10.77.0.2:80").unwrap());
+    let mut config = Config::default();
+    config.capture.on_failure = mesh_agent::config::OnFailure::Open;
+    host.enter(|| {
+        let tun = Tun::open(&config.capture).unwrap();
+        let mut kernel = Kernel::install(&config).unwrap();
+        kernel.update_prefixes(&prefixes(&["10.77.0.2/32"])).unwrap();
+        assert!(host.ip("route get 10.77.0.2 ipproto tcp").contains("mesh0"));
+        drop(kernel);
+        drop(tun);
+        TcpStream::connect_timeout(&"10.77.0.2:80".parse().unwrap(), SOON).unwrap();
+    });
+}
+
+#[test]
 fn a_taken_address_is_told() {
     let lan = Lan::new();
     let host = lan.host("host");
