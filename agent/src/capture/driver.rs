@@ -111,7 +111,12 @@ async fn rest(shared: &Rc<Shared>) -> io::Result<()> {
     let timeout = shared.engine.borrow().poll_timeout();
     let blocked = shared.outgoing.borrow().waiting.is_some();
     tokio::select! {
-        ready = shared.tun.readable() => drop(ready?),
+        ready = shared.tun.ready(Interest::READABLE | Interest::ERROR) => {
+            // Someone deleted the device.
+            if ready?.ready().is_error() {
+                return Err(io::Error::new(io::ErrorKind::NotConnected, "the TUN device was removed"));
+            }
+        }
         ready = shared.tun.writable(), if blocked => drop(ready?),
         () = shared.woken() => {}
         () = tokio::time::sleep_until(shared.at(timeout.unwrap_or_default())), if timeout.is_some() => {}

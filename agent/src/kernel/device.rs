@@ -140,19 +140,13 @@ pub(super) fn family(address: &IpAddr) -> AddressFamily {
     }
 }
 
-/// Whether the kernel says that it has no IPv6 here.
+/// Whether the kernel says that it has no IPv6, or not on this device (EACCES; a lacking capability is EPERM).
 pub(super) fn no_ipv6(error: &KernelError) -> bool {
     let KernelError::Netlink { error, .. } = error else {
         return false;
     };
     let codes = [Errno::EAFNOSUPPORT, Errno::EOPNOTSUPP, Errno::EACCES];
-    codes.iter().any(|code| error.raw_os_error() == Some(*code as i32)) && !ipv6_enabled()
-}
-
-/// Whether this machine has IPv6 at all.
-fn ipv6_enabled() -> bool {
-    // Without IPv6 the file is missing; with disable_ipv6 it has no loopback.
-    std::fs::read_to_string("/proc/self/net/if_inet6").is_ok_and(|text| !text.is_empty())
+    codes.iter().any(|code| error.raw_os_error() == Some(*code as i32))
 }
 
 fn links(netlink: &mut Netlink) -> Result<Vec<(u32, String)>, KernelError> {
