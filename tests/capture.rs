@@ -24,6 +24,8 @@ const SOON: Duration = Duration::from_secs(20);
 /// What a destination port means to the proxy; others are dialled.
 const DENIED: u16 = 1;
 const UNREACHABLE: u16 = 2;
+/// How the proxy exits when the device is lost.
+const LOST: i32 = 3;
 const VIRTUAL4: IpAddr = IpAddr::V4(Ipv4Addr::new(240, 240, 0, 2));
 const VIRTUAL6: IpAddr = IpAddr::V6(Ipv6Addr::new(0xfd00, 0x240, 0, 0, 0, 0, 0, 2));
 
@@ -119,7 +121,7 @@ fn proxy_process() {
         });
         std::fs::write(ready, "").unwrap();
         tokio::select! {
-            error = run => panic!("the loop ended: {error}"),
+            _ = run => std::process::exit(LOST),
             _ = stop.recv() => kernel.remove().unwrap(),
         }
     });
@@ -322,7 +324,7 @@ fn two_thousand_flows_at_once() {
 fn a_device_that_is_taken_away_ends_the_loop() {
     let mut setting = setting(&[], |_| {});
     setting.client.ip("link del mesh0");
-    assert!(!setting.proxy.wait(SOON).success());
+    assert_eq!(setting.proxy.wait(SOON).code(), Some(LOST));
 }
 
 #[test]

@@ -68,8 +68,8 @@ pub struct Kernel {
 }
 
 impl Kernel {
-    /// Brings the device up with its addresses, then installs guard, routes of the resolver, and rules, in this order, so
-    /// that no rule leads to a table that is not ready. Takes over what an earlier run left: its prefixes stay captured
+    /// Installs the guard, brings the device up with its addresses, then adds routes and rules, in this order, so that no
+    /// address is unguarded and no rule leads to a table that is not ready. After an error, [`cleanup`] removes what was done. Takes over what an earlier run left: its prefixes stay captured
     /// (unreachable) until the first [`Self::update_prefixes`].
     pub fn install(config: &Config) -> Result<Self, KernelError> {
         let (capture, dns) = (config.capture.clone(), config.dns.clone());
@@ -77,10 +77,10 @@ impl Kernel {
         let device =
             Device::find(&mut netlink, &capture.tun)?.ok_or_else(|| KernelError::NoDevice(capture.tun.clone()))?;
         device::check_collisions(&mut netlink, &device, &capture, &dns)?;
-        device.set_up(&mut netlink, &capture)?;
         let guard = Guard::new(&capture, &dns, config.tunnel.listen.port());
         let mut nft = Nft::default();
         nft.load(&guard.text())?;
+        device.set_up(&mut netlink, &capture)?;
         let mut routes = Routes::take_over(&mut netlink, &capture, device.index)?;
         let kept = routes.prefixes();
         routes.update(&mut netlink, with_resolver(&dns, kept))?;

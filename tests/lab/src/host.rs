@@ -129,12 +129,16 @@ impl Host {
         self.nft(&format!(
             "table netdev loss_{device} {{}}\ndelete table netdev loss_{device}"
         ));
-        if percent > 0 {
-            self.nft(&format!(
-                "table netdev loss_{device} {{ chain c {{ type filter hook ingress device \"{device}\" priority 0; \
-                 meta protocol {{ ip, ip6 }} numgen random mod 100 < {percent} drop; }}; }}"
-            ));
-        }
+        let chance = match percent {
+            0 => return,
+            // nftables refuses a comparison that is always true.
+            1..100 => format!("numgen random mod 100 < {percent}"),
+            _ => String::new(),
+        };
+        self.nft(&format!(
+            "table netdev loss_{device} {{ chain c {{ type filter hook ingress device \"{device}\" priority 0; \
+             meta protocol {{ ip, ip6 }} {chance} drop; }}; }}"
+        ));
     }
 }
 
