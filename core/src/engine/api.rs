@@ -23,7 +23,7 @@ pub struct Limits {
     /// Bytes of one ring (a flow has two). Power of two, at least 64 KiB.
     pub ring_bytes: usize,
     /// Events that wait to be polled. When there are more, SYNs and datagrams are dropped. (Events of a live flow are
-    /// never dropped: at most three of one flow wait at any time.)
+    /// never dropped: an event is not repeated before it was acted on, so at most four of one flow wait.)
     pub events: usize,
     /// A flow that closed on one side only is dropped after this long without a packet; also FIN-WAIT and the like,
     /// one whose application does not acknowledge, and one whose SYN is neither answered nor repeated.
@@ -142,7 +142,7 @@ pub enum FlowError {
 pub enum Read {
     /// This many bytes.
     Bytes(usize),
-    /// Nothing now; a `Readable` event will come.
+    /// Nothing now; a `Readable` event will come. (Only after this answer: read until it, or until the end.)
     Blocked,
     /// The application finished its side.
     End,

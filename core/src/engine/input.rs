@@ -147,7 +147,7 @@ impl Engine {
         let reset = tcp.flags().has(Flags::RST) && !socket.is_all_but_over();
         let answer = match socket.admit(tcp) {
             Admission::Drop => return,
-            Admission::Whole if !packet.has_extensions() => socket.receive(now, packet.bytes()),
+            Admission::Whole if !packet.has_extensions() => socket.receive(now, packet.bytes(), tcp, tcp.window()),
             admission => {
                 let change = match admission {
                     Admission::Changed(change) => change,
@@ -158,10 +158,9 @@ impl Engine {
                     },
                 };
                 build::trimmed(packet, tcp, change.payload, change.clear, &mut self.scratch);
-                if let Some(window) = change.window {
-                    build::set_window(&mut self.scratch, window);
-                }
-                socket.receive(now, &self.scratch)
+                let window = change.window.unwrap_or_else(|| tcp.window());
+                build::set_window(&mut self.scratch, window);
+                socket.receive(now, &self.scratch, tcp, window)
             }
         };
         if flow.sending == Sending::FinishLater && socket.try_finish() {

@@ -18,6 +18,8 @@ const CHECKSUM_AT: usize = 16;
 pub(super) struct Emitted {
     pub(super) packet: PacketOut,
     pub(super) flags: Flags,
+    /// Bytes of data.
+    pub(super) payload: usize,
     /// The sequence number after it.
     pub(super) sequence_end: u32,
     pub(super) acknowledgement: u32,
@@ -52,6 +54,7 @@ pub(super) fn finish(packet: &mut [u8], timestamp: u32, offload: Offload, mss: u
     let segment = usize::from(mss).saturating_sub(header_len - TCP_LEN);
     let emitted = Emitted {
         flags,
+        payload,
         sequence_end: be32(tcp, 4)
             .wrapping_add(u32::try_from(payload).ok()?)
             .wrapping_add(control),

@@ -57,6 +57,15 @@ pub(super) struct TcpFlow {
     /// Bytes that were written, modulo 2^32.
     written: u32,
     sent: Option<Sent>,
+    remote: Option<Remote>,
+}
+
+/// What the application's last segment told smoltcp.
+#[derive(Clone, Copy, Debug)]
+struct Remote {
+    acknowledged: u32,
+    /// Where we must stop.
+    right_edge: u32,
 }
 
 /// What the last segment of ours said.
@@ -66,6 +75,8 @@ struct Sent {
     start: u32,
     /// The highest sequence number sent, plus one.
     end: u32,
+    /// The same, with probes of a closed window, which the application may have dropped.
+    reached: u32,
     acknowledgement: u32,
     /// Where smoltcp believes that the application must stop.
     right_edge: u32,
@@ -138,6 +149,7 @@ impl TcpFlow {
             remote_shift: tcp.window_scale().map_or(0, |shift| shift.min(MAX_SHIFT)),
             written: 0,
             sent: None,
+            remote: None,
         };
         (flow.state() == State::SynReceived).then_some(flow)
     }
@@ -192,8 +204,9 @@ impl TcpFlow {
         self.socket().may_send()
     }
 
-    /// Gives an admitted packet to smoltcp.
-    pub(super) fn receive(&mut self, now: Instant, packet: &[u8]) -> Option<Answer> {
+    /// Gives an admitted packet to smoltcp. `window` is the field that smoltcp sees.
+    pub(super) fn receive(&mut self, now: Instant, packet: &[u8], tcp: &Tcp<'_>, window: u16) -> Option<Answer> {
+        self.note(tcp, window);
         let mut answer = [0; ANSWER_MAX];
         let mut slot = Slot::new(self.setting.capabilities, Some(packet), &mut answer);
         self.interface
@@ -251,11 +264,15 @@ impl TcpFlow {
     /// FIN, after what was written. False when it must be tried again: before the handshake is done, and, when the
     /// application finished first, before all was sent. (smoltcp does not see window updates in LAST-ACK.)
     pub(super) fn try_finish(&mut self) -> bool {
+        let all_sent = self
+            .sent
+            .is_some_and(|sent| sent.reached == sent.start.wrapping_add(self.written));
+        let closed = self
+            .remote
+            .is_none_or(|remote| remote.acknowledged == remote.right_edge);
         let may = match self.state() {
             State::Established => true,
-            State::CloseWait => self
-                .sent
-                .is_some_and(|sent| sent.end == sent.start.wrapping_add(self.written)),
+            State::CloseWait => self.unacknowledged() == 0 || all_sent && !closed,
             _ => false,
         };
         if may {
@@ -302,22 +319,57 @@ impl TcpFlow {
         let timestamp = millis.wrapping_add(self.timestamp_offset);
         let emitted = segment::finish(bytes, timestamp, self.setting.offload, self.mss)?;
         if emitted.flags.has(Flags::ACK) {
+            let end = emitted.sequence_end;
             // The first is the SYN-ACK.
-            let (start, end) = match self.sent {
-                Some(sent) if distance(sent.end, emitted.sequence_end) < 0 => (sent.start, sent.end),
-                Some(sent) => (sent.start, emitted.sequence_end),
-                None => (emitted.sequence_end, emitted.sequence_end),
+            let before = self.sent.unwrap_or(Sent {
+                start: end,
+                end,
+                reached: end,
+                acknowledgement: 0,
+                right_edge: 0,
+            });
+            let reached = later(before.reached, end);
+            let end = if self.is_probe(&emitted) {
+                before.end
+            } else {
+                later(before.end, end)
             };
             let window = u32::from(emitted.window) << self.window_shift;
             let right_edge = emitted.acknowledgement.wrapping_add(window);
             self.sent = Some(Sent {
-                start,
+                start: before.start,
                 end,
+                reached,
                 acknowledgement: emitted.acknowledgement,
                 right_edge,
             });
         }
         Some(emitted)
+    }
+
+    /// Whether a segment is the byte that asks whether a closed window is still closed (RFC 9293 3.8.6.1).
+    fn is_probe(&self, emitted: &Emitted) -> bool {
+        emitted.payload == 1
+            && !emitted.flags.has(Flags::FIN)
+            && self
+                .remote
+                .is_some_and(|remote| distance(remote.right_edge, emitted.sequence_end) > 0)
+    }
+
+    /// Remembers what a segment tells smoltcp about our side.
+    fn note(&mut self, tcp: &Tcp<'_>, window: u16) {
+        let acknowledged = tcp.acknowledgement();
+        let fits = self.sent.is_some_and(|sent| distance(sent.reached, acknowledged) <= 0);
+        let newer = self
+            .remote
+            .is_none_or(|remote| distance(remote.acknowledged, acknowledged) >= 0);
+        if tcp.flags().has(Flags::ACK) && !tcp.flags().has(Flags::RST) && fits && newer {
+            let right_edge = acknowledged.wrapping_add(u32::from(window) << self.remote_shift);
+            self.remote = Some(Remote {
+                acknowledged,
+                right_edge,
+            });
+        }
     }
 
     fn socket(&self) -> &Socket<'static> {
@@ -341,6 +393,11 @@ impl std::fmt::Debug for TcpFlow {
 /// How far `to` is ahead of `from` in sequence space.
 fn distance(from: u32, to: u32) -> i64 {
     i64::from(to.wrapping_sub(from).cast_signed())
+}
+
+/// The later of two sequence numbers.
+fn later(a: u32, b: u32) -> u32 {
+    if distance(a, b) > 0 { b } else { a }
 }
 
 /// smoltcp's clock; the value is put in later, see `segment`.

@@ -35,6 +35,7 @@ pub(crate) struct Client {
     pub(crate) sent: u64,
     pub(crate) received: u64,
     pub(crate) finish: bool,
+    pub(crate) reading: bool,
     finished: bool,
     pub(crate) aborted: bool,
     pub(crate) connected: bool,
@@ -111,6 +112,7 @@ impl Host {
             sent: 0,
             received: 0,
             finish: false,
+            reading: true,
             finished: false,
             aborted: false,
             connected: false,
@@ -202,7 +204,7 @@ impl Host {
         for client in &mut self.clients {
             let socket = self.sockets.get_mut::<Socket<'_>>(client.handle);
             client.connected |= !matches!(socket.state(), State::SynSent | State::Closed) || socket.can_recv();
-            while socket.can_recv() {
+            while client.reading && socket.can_recv() {
                 socket
                     .recv(|bytes| {
                         for byte in &*bytes {

@@ -158,6 +158,11 @@ impl Run {
             Step::PeerSend { .. } | Step::PeerFinish { .. } | Step::PeerAbort { .. } | Step::PeerRead { .. } => {
                 self.peer_step(step);
             }
+            Step::Read { flow, reading } => {
+                if let Some(client) = self.pick(flow) {
+                    self.host.clients[client].reading = reading;
+                }
+            }
             Step::SendUdp { v6, bytes, refused } => self.send_udp(v6, bytes, refused),
             Step::Noise { kind, seed } => self.noise(kind, seed),
             Step::Idle { millis } => self.advance(Duration::from_millis(millis.into())),
@@ -182,6 +187,7 @@ impl Run {
     pub(crate) fn finish(mut self) -> Vec<Outcome> {
         for client in &mut self.host.clients {
             client.finish = true;
+            client.reading = true;
         }
         let limit = self.now + PATIENCE;
         loop {

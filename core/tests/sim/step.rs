@@ -45,6 +45,11 @@ pub(crate) enum Step {
         flow: u8,
         reading: bool,
     },
+    /// An application stops reading, or goes on.
+    Read {
+        flow: u8,
+        reading: bool,
+    },
     /// An application sends a datagram; the far side echoes it, or says that nobody listens.
     SendUdp {
         v6: bool,
@@ -88,7 +93,11 @@ fn step([kind, a, b, c]: [u8; 4]) -> Step {
         14..19 => Step::PeerSend { flow: a, bytes: size },
         19..21 => Step::PeerFinish { flow: a },
         21 => Step::PeerAbort { flow: a },
-        22..24 => Step::PeerRead {
+        22 => Step::PeerRead {
+            flow: a,
+            reading: b & 1 == 1,
+        },
+        23 => Step::Read {
             flow: a,
             reading: b & 1 == 1,
         },
