@@ -1,5 +1,4 @@
 //! A control plane in this process on ephemeral ports, and a machine that speaks to it as an agent does.
-#![allow(clippy::unwrap_used, dead_code, unreachable_pub)]
 
 use std::future::Future;
 use std::net::SocketAddr;
@@ -31,10 +30,10 @@ use tokio::sync::{mpsc, watch};
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Status, Streaming};
 
-pub const GROUP: &str = "apiVersion: networking.istio.io/v1\nkind: WorkloadGroup\nmetadata:\n  name: web\n  namespace: shop\n  annotations: {mesh.internal/allowed-cidrs: 10.0.0.0/8}\nspec: {template: {serviceAccount: web, labels: {app: web}}}\n";
+pub(crate) const GROUP: &str = "apiVersion: networking.istio.io/v1\nkind: WorkloadGroup\nmetadata:\n  name: web\n  namespace: shop\n  annotations: {mesh.internal/allowed-cidrs: 10.0.0.0/8}\nspec: {template: {serviceAccount: web, labels: {app: web}}}\n";
 
 /// Waits until `check` gives a value; panics after ten seconds.
-pub async fn eventually<T, F: Future<Output = Option<T>>>(what: &str, mut check: impl FnMut() -> F) -> T {
+pub(crate) async fn eventually<T, F: Future<Output = Option<T>>>(what: &str, mut check: impl FnMut() -> F) -> T {
     for _ in 0..500 {
         if let Some(value) = check().await {
             return value;
@@ -44,19 +43,19 @@ pub async fn eventually<T, F: Future<Output = Option<T>>>(what: &str, mut check:
     panic!("never came: {what}");
 }
 
-pub struct Server {
-    pub dir: tempfile::TempDir,
-    pub settings: Settings,
+pub(crate) struct Server {
+    pub(crate) dir: tempfile::TempDir,
+    pub(crate) settings: Settings,
     stop: watch::Sender<bool>,
     task: tokio::task::JoinHandle<anyhow::Result<()>>,
 }
 
 impl Server {
-    pub async fn start() -> Self {
+    pub(crate) async fn start() -> Self {
         Self::with(|_| {}).await
     }
 
-    pub async fn with(change: impl FnOnce(&mut Settings)) -> Self {
+    pub(crate) async fn with(change: impl FnOnce(&mut Settings)) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let mut settings = Settings {
             data_dir: dir.path().join("data"),
@@ -88,35 +87,35 @@ impl Server {
         server
     }
 
-    pub async fn restart(self) -> Self {
+    pub(crate) async fn restart(self) -> Self {
         self.stop.send_replace(true);
         self.task.abort();
         let _ = self.task.await;
         Self::launch(self.dir, self.settings).await
     }
 
-    pub fn addresses(&self) -> serde_json::Value {
+    pub(crate) fn addresses(&self) -> serde_json::Value {
         let text = std::fs::read_to_string(self.settings.run_dir.join("addresses.json")).unwrap();
         serde_json::from_str(&text).unwrap()
     }
 
-    pub fn agents(&self) -> SocketAddr {
+    pub(crate) fn agents(&self) -> SocketAddr {
         self.addresses()["agents"].as_str().unwrap().parse().unwrap()
     }
 
-    pub fn operators(&self) -> SocketAddr {
+    pub(crate) fn operators(&self) -> SocketAddr {
         self.addresses()["operators"].as_str().unwrap().parse().unwrap()
     }
 
-    pub fn socket(&self) -> PathBuf {
+    pub(crate) fn socket(&self) -> PathBuf {
         self.settings.run_dir.join("control.sock")
     }
 
-    pub async fn operator(&self) -> OperatorClient<Channel> {
+    pub(crate) async fn operator(&self) -> OperatorClient<Channel> {
         OperatorClient::new(over_socket(self.socket()).await)
     }
 
-    pub async fn apply(&self, yaml: &str) -> ApplyResponse {
+    pub(crate) async fn apply(&self, yaml: &str) -> ApplyResponse {
         let documents = yaml
             .split("---\n")
             .map(|yaml| SourceDocument {
@@ -134,7 +133,7 @@ impl Server {
         response
     }
 
-    pub async fn token(&self, change: impl FnOnce(&mut CreateTokenRequest)) -> BootstrapToken {
+    pub(crate) async fn token(&self, change: impl FnOnce(&mut CreateTokenRequest)) -> BootstrapToken {
         let mut request = CreateTokenRequest {
             workload_group: "shop/web".into(),
             ..CreateTokenRequest::default()
@@ -144,12 +143,12 @@ impl Server {
         mesh_core::token::decode(&made.token).unwrap()
     }
 
-    pub async fn list_agents(&self) -> Vec<AgentInfo> {
+    pub(crate) async fn list_agents(&self) -> Vec<AgentInfo> {
         let listed = self.operator().await.list_agents(ListAgentsRequest {}).await;
         listed.unwrap().into_inner().agents
     }
 
-    pub async fn get(&self, kind: &str) -> Vec<StoredResource> {
+    pub(crate) async fn get(&self, kind: &str) -> Vec<StoredResource> {
         let request = GetRequest {
             kind: kind.into(),
             ..GetRequest::default()
@@ -158,12 +157,15 @@ impl Server {
     }
 }
 
-pub async fn over_socket(path: PathBuf) -> Channel {
+pub(crate) async fn over_socket(path: PathBuf) -> Channel {
     let connector = tower::service_fn(move |_| {
         let path = path.clone();
         async move { UnixStream::connect(path).await.map(TokioIo::new) }
     });
-    Endpoint::from_static("http://x").connect_with_connector(connector).await.unwrap()
+    Endpoint::from_static("http://x")
+        .connect_with_connector(connector)
+        .await
+        .unwrap()
 }
 
 /// Takes any server: tests look at what it presents themselves.
@@ -182,27 +184,39 @@ impl ServerCertVerifier for Anyone {
         Ok(ServerCertVerified::assertion())
     }
 
-    fn verify_tls12_signature(&self, _: &[u8], _: &CertificateDer<'_>, _: &DigitallySignedStruct) -> Result<HandshakeSignatureValid, rustls::Error> {
+    fn verify_tls12_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
         Ok(HandshakeSignatureValid::assertion())
     }
 
-    fn verify_tls13_signature(&self, _: &[u8], _: &CertificateDer<'_>, _: &DigitallySignedStruct) -> Result<HandshakeSignatureValid, rustls::Error> {
+    fn verify_tls13_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
         Ok(HandshakeSignatureValid::assertion())
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        rustls::crypto::aws_lc_rs::default_provider().signature_verification_algorithms.supported_schemes()
+        rustls::crypto::aws_lc_rs::default_provider()
+            .signature_verification_algorithms
+            .supported_schemes()
     }
 }
 
 /// A TLS connection as a gRPC channel, what the server presented, and the join exporter.
-pub struct Link {
-    pub channel: Channel,
-    pub presented: Vec<CertificateDer<'static>>,
-    pub exporter: [u8; 32],
+pub(crate) struct Link {
+    pub(crate) channel: Channel,
+    pub(crate) presented: Vec<CertificateDer<'static>>,
+    pub(crate) exporter: [u8; 32],
 }
 
-pub async fn link(address: SocketAddr, identity: Option<(&[String], &KeyPair)>) -> Result<Link, String> {
+pub(crate) async fn link(address: SocketAddr, identity: Option<(&[String], &KeyPair)>) -> Result<Link, String> {
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let builder = ClientConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&rustls::version::TLS13])
@@ -212,7 +226,9 @@ pub async fn link(address: SocketAddr, identity: Option<(&[String], &KeyPair)>) 
     let mut config = match identity {
         None => builder.with_no_client_auth(),
         Some((chain, key)) => {
-            let chain = chain[..chain.len() - 1].iter().map(|pem| CertificateDer::from_pem_slice(pem.as_bytes()).unwrap());
+            let chain = chain[..chain.len() - 1]
+                .iter()
+                .map(|pem| CertificateDer::from_pem_slice(pem.as_bytes()).unwrap());
             let key = PrivateKeyDer::try_from(key.serialize_der()).unwrap();
             builder.with_client_auth_cert(chain.collect(), key).unwrap()
         }
@@ -223,15 +239,25 @@ pub async fn link(address: SocketAddr, identity: Option<(&[String], &KeyPair)>) 
     let name = ServerName::try_from("mesh-control").unwrap();
     let tls = connector.connect(name, stream).await.map_err(|e| e.to_string())?;
     let session = tls.get_ref().1;
-    let presented = session.peer_certificates().unwrap().iter().map(|c| c.clone().into_owned()).collect();
-    let exporter = session.export_keying_material([0; 32], b"EXPORTER-mesh-agent-join", None).unwrap();
+    let presented = session
+        .peer_certificates()
+        .unwrap()
+        .iter()
+        .map(|c| c.clone().into_owned())
+        .collect();
+    let exporter = session
+        .export_keying_material([0; 32], b"EXPORTER-mesh-agent-join", None)
+        .unwrap();
     let mut first = Some(TokioIo::new(tls));
     let connector = tower::service_fn(move |_| {
         let ready = first.take();
         async move { ready.ok_or_else(|| std::io::Error::other("one connection only")) }
     });
     let endpoint = Endpoint::from_static("http://x");
-    let channel = endpoint.connect_with_connector(connector).await.map_err(|e| e.to_string())?;
+    let channel = endpoint
+        .connect_with_connector(connector)
+        .await
+        .map_err(|e| e.to_string())?;
     Ok(Link {
         channel,
         presented,
@@ -240,15 +266,15 @@ pub async fn link(address: SocketAddr, identity: Option<(&[String], &KeyPair)>) 
 }
 
 /// A machine: its host key, and after joining its certificate.
-pub struct Machine {
-    pub host: KeyPair,
-    pub key: KeyPair,
-    pub chain: Vec<String>,
-    pub joined: JoinResponse,
+pub(crate) struct Machine {
+    pub(crate) host: KeyPair,
+    pub(crate) key: KeyPair,
+    pub(crate) chain: Vec<String>,
+    pub(crate) joined: JoinResponse,
 }
 
 impl Machine {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self {
             host: KeyPair::generate().unwrap(),
             key: KeyPair::generate().unwrap(),
@@ -257,12 +283,12 @@ impl Machine {
         }
     }
 
-    pub fn csr(&self) -> String {
+    pub(crate) fn csr(&self) -> String {
         let params = CertificateParams::default();
         params.serialize_request(&self.key).unwrap().pem().unwrap()
     }
 
-    pub fn proof(&self, exporter: &[u8]) -> HostProof {
+    pub(crate) fn proof(&self, exporter: &[u8]) -> HostProof {
         let pair = EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_ASN1_SIGNING, &self.host.serialize_der()).unwrap();
         let message = [b"mesh-agent-join-v1".as_slice(), exporter].concat();
         HostProof {
@@ -271,7 +297,12 @@ impl Machine {
         }
     }
 
-    pub async fn join(&mut self, server: &Server, token: &BootstrapToken, address: &str) -> Result<JoinResponse, Status> {
+    pub(crate) async fn join(
+        &mut self,
+        server: &Server,
+        token: &BootstrapToken,
+        address: &str,
+    ) -> Result<JoinResponse, Status> {
         let link = link(server.agents(), None).await.unwrap();
         let request = JoinRequest {
             token_id: token.token_id.clone(),
@@ -288,40 +319,48 @@ impl Machine {
         Ok(joined)
     }
 
-    pub async fn joined(server: &Server, address: &str) -> Self {
+    pub(crate) async fn joined(server: &Server, address: &str) -> Self {
         let token = server.token(|_| {}).await;
         let mut machine = Self::new();
         machine.join(server, &token, address).await.unwrap();
         machine
     }
 
-    pub async fn channel(&self, server: &Server) -> Result<Channel, String> {
-        link(server.agents(), Some((&self.chain, &self.key))).await.map(|l| l.channel)
+    pub(crate) async fn channel(&self, server: &Server) -> Result<Channel, String> {
+        link(server.agents(), Some((&self.chain, &self.key)))
+            .await
+            .map(|l| l.channel)
     }
 
-    pub async fn renew(&mut self, server: &Server) -> Result<(), Status> {
+    pub(crate) async fn renew(&mut self, server: &Server) -> Result<(), Status> {
         let channel = self.channel(server).await.map_err(Status::unavailable)?;
         let request = IstioCertificateRequest {
             csr: self.csr(),
             ..IstioCertificateRequest::default()
         };
-        let response = IstioCertificateServiceClient::new(channel).create_certificate(request).await?;
+        let response = IstioCertificateServiceClient::new(channel)
+            .create_certificate(request)
+            .await?;
         self.chain = response.into_inner().cert_chain;
         Ok(())
     }
 
-    pub async fn recover(&mut self, server: &Server) -> Result<(), Status> {
+    pub(crate) async fn recover(&mut self, server: &Server) -> Result<(), Status> {
         let link = link(server.agents(), None).await.unwrap();
         let request = RecoverRequest {
             host: Some(self.proof(&link.exporter)),
             csr: self.csr(),
             agent_version: "0".into(),
         };
-        self.chain = JoinServiceClient::new(link.channel).recover(request).await?.into_inner().cert_chain;
+        self.chain = JoinServiceClient::new(link.channel)
+            .recover(request)
+            .await?
+            .into_inner()
+            .cert_chain;
         Ok(())
     }
 
-    pub fn node(&self, instance: &str) -> Node {
+    pub(crate) fn node(&self, instance: &str) -> Node {
         let j = &self.joined;
         let text = |t: &str| Value {
             kind: Some(Kind::StringValue(t.to_owned())),
@@ -333,7 +372,10 @@ impl Machine {
             ("MESH_INSTANCE_ID", instance),
         ];
         Node {
-            id: format!("ztunnel~{}~{}.{}~{}.svc.cluster.local", j.address, j.workload_name, j.namespace, j.namespace),
+            id: format!(
+                "ztunnel~{}~{}.{}~{}.svc.cluster.local",
+                j.address, j.workload_name, j.namespace, j.namespace
+            ),
             metadata: Some(Struct {
                 fields: fields.map(|(k, v)| (k.to_owned(), text(v))).into(),
             }),
@@ -341,7 +383,7 @@ impl Machine {
         }
     }
 
-    pub async fn stream(&self, server: &Server, instance: &str, urls: &[&str]) -> Result<Stream, Status> {
+    pub(crate) async fn stream(&self, server: &Server, instance: &str, urls: &[&str]) -> Result<Stream, Status> {
         let channel = self.channel(server).await.map_err(Status::unavailable)?;
         let (sender, receiver) = mpsc::channel(64);
         for url in urls {
@@ -359,16 +401,19 @@ impl Machine {
     }
 }
 
-pub struct Stream {
-    pub sender: mpsc::Sender<DeltaDiscoveryRequest>,
-    pub responses: Streaming<DeltaDiscoveryResponse>,
+pub(crate) struct Stream {
+    pub(crate) sender: mpsc::Sender<DeltaDiscoveryRequest>,
+    pub(crate) responses: Streaming<DeltaDiscoveryResponse>,
 }
 
 impl Stream {
     /// The next response, acknowledged.
-    pub async fn next(&mut self) -> Result<DeltaDiscoveryResponse, Status> {
+    pub(crate) async fn next(&mut self) -> Result<DeltaDiscoveryResponse, Status> {
         let message = tokio::time::timeout(Duration::from_secs(10), self.responses.message());
-        let response = message.await.expect("a response in time")?.ok_or_else(|| Status::aborted("ended"))?;
+        let response = message
+            .await
+            .expect("a response in time")?
+            .ok_or_else(|| Status::aborted("ended"))?;
         let ack = DeltaDiscoveryRequest {
             type_url: response.type_url.clone(),
             response_nonce: response.nonce.clone(),
@@ -379,7 +424,7 @@ impl Stream {
     }
 
     /// Reads on until a response satisfies `wanted`.
-    pub async fn until(&mut self, wanted: impl Fn(&DeltaDiscoveryResponse) -> bool) -> DeltaDiscoveryResponse {
+    pub(crate) async fn until(&mut self, wanted: impl Fn(&DeltaDiscoveryResponse) -> bool) -> DeltaDiscoveryResponse {
         loop {
             let response = self.next().await.unwrap();
             if wanted(&response) {
@@ -389,6 +434,9 @@ impl Stream {
     }
 }
 
-pub fn word(status: &Status) -> &str {
-    status.metadata().get("x-mesh-error").map_or("", |w| w.to_str().unwrap())
+pub(crate) fn word(status: &Status) -> &str {
+    status
+        .metadata()
+        .get("x-mesh-error")
+        .map_or("", |w| w.to_str().unwrap())
 }

@@ -1,9 +1,6 @@
 //! Joining: every way in which a token can be wrong, and what stays the same when a call is repeated.
-#![allow(clippy::unwrap_used)]
 
-mod common;
-
-use common::{GROUP, Machine, Server, word};
+use crate::common::{GROUP, Machine, Server, word};
 use mesh_control::ca::PeerCertificate;
 use mesh_proto::mesh::{LeaveRequest, RevokeTokenRequest};
 
@@ -27,9 +24,18 @@ async fn each_wrong_token_has_its_own_error_and_leaves_nothing() {
     let elsewhere = server.token(|r| r.cidrs = vec!["192.0.2.0/24".into()]).await;
     cases.push((elsewhere, "token-cidr"));
     let short = server.token(|r| r.lifetime_seconds = 1).await;
-    common::eventually("the token's expiry", || async {
-        let listed = server.operator().await.list_tokens(mesh_proto::mesh::ListTokensRequest {}).await.unwrap();
-        listed.into_inner().tokens.into_iter().find(|t| t.id == short.token_id && t.state == "expired")
+    crate::common::eventually("the token's expiry", || async {
+        let listed = server
+            .operator()
+            .await
+            .list_tokens(mesh_proto::mesh::ListTokensRequest {})
+            .await
+            .unwrap();
+        listed
+            .into_inner()
+            .tokens
+            .into_iter()
+            .find(|t| t.id == short.token_id && t.state == "expired")
     })
     .await;
     cases.push((short, "token-expired"));
@@ -51,7 +57,10 @@ async fn a_use_is_bound_to_its_host_key_and_may_be_repeated() {
     let again = machine.join(&server, &token, "10.0.0.1").await.unwrap();
     assert_eq!(first.agent_id, again.agent_id);
     assert_ne!(first.cert_chain[0], again.cert_chain[0]);
-    assert_eq!((again.namespace.as_str(), again.service_account.as_str()), ("shop", "web"));
+    assert_eq!(
+        (again.namespace.as_str(), again.service_account.as_str()),
+        ("shop", "web")
+    );
     assert_eq!(again.workload_name, "web-10.0.0.1");
     let refused = Machine::new().join(&server, &token, "10.0.0.2").await.unwrap_err();
     assert_eq!(word(&refused), "token-spent");
@@ -63,9 +72,12 @@ async fn the_server_presents_its_pinned_root_and_reserved_identity() {
     let server = Server::start().await;
     server.apply(GROUP).await;
     let token = server.token(|_| {}).await;
-    let link = common::link(server.agents(), None).await.unwrap();
+    let link = crate::common::link(server.agents(), None).await.unwrap();
     let leaf = PeerCertificate::read(&link.presented[0]).unwrap();
-    assert_eq!(leaf.identity.to_string(), "spiffe://mesh.internal/ns/mesh-system/sa/mesh-control");
+    assert_eq!(
+        leaf.identity.to_string(),
+        "spiffe://mesh.internal/ns/mesh-system/sa/mesh-control"
+    );
     let pinned = link.presented.iter().any(|der| {
         let (_, cert) = x509_parser::parse_x509_certificate(der).unwrap();
         let pin = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, cert.public_key().raw);
@@ -101,8 +113,8 @@ async fn a_proof_of_another_connection_is_refused() {
     server.apply(GROUP).await;
     let token = server.token(|_| {}).await;
     let machine = Machine::new();
-    let one = common::link(server.agents(), None).await.unwrap();
-    let other = common::link(server.agents(), None).await.unwrap();
+    let one = crate::common::link(server.agents(), None).await.unwrap();
+    let other = crate::common::link(server.agents(), None).await.unwrap();
     let request = mesh_proto::mesh::JoinRequest {
         token_id: token.token_id,
         secret: token.secret,
@@ -134,8 +146,9 @@ async fn renewal_keeps_the_identity_and_recovery_is_counted() {
 #[tokio::test]
 async fn without_a_certificate_nothing_is_issued() {
     let server = Server::start().await;
-    let link = common::link(server.agents(), None).await.unwrap();
-    let mut client = mesh_proto::istio::ca::istio_certificate_service_client::IstioCertificateServiceClient::new(link.channel);
+    let link = crate::common::link(server.agents(), None).await.unwrap();
+    let mut client =
+        mesh_proto::istio::ca::istio_certificate_service_client::IstioCertificateServiceClient::new(link.channel);
     let request = mesh_proto::istio::ca::IstioCertificateRequest {
         csr: Machine::new().csr(),
         ..Default::default()
@@ -149,11 +162,15 @@ async fn who_left_must_join_anew_with_a_new_host_key() {
     let server = Server::start().await;
     server.apply(GROUP).await;
     let mut machine = Machine::joined(&server, "10.0.0.1").await;
-    let mut client = mesh_proto::mesh::join_service_client::JoinServiceClient::new(machine.channel(&server).await.unwrap());
+    let mut client =
+        mesh_proto::mesh::join_service_client::JoinServiceClient::new(machine.channel(&server).await.unwrap());
     client.leave(LeaveRequest {}).await.unwrap();
     assert_eq!(word(&machine.recover(&server).await.unwrap_err()), "host-key-revoked");
     assert!(machine.renew(&server).await.is_err());
     let token = server.token(|_| {}).await;
-    assert_eq!(word(&machine.join(&server, &token, "10.0.0.1").await.unwrap_err()), "host-key-revoked");
+    assert_eq!(
+        word(&machine.join(&server, &token, "10.0.0.1").await.unwrap_err()),
+        "host-key-revoked"
+    );
     Machine::joined(&server, "10.0.0.1").await;
 }

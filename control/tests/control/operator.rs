@@ -1,9 +1,6 @@
 //! Operator calls: who may make them, that applying is all or nothing, and what survives.
-#![allow(clippy::unwrap_used)]
 
-mod common;
-
-use common::{GROUP, Machine, Server, word};
+use crate::common::{GROUP, Machine, Server, word};
 use mesh_control::operator::OperatorCredential;
 use mesh_proto::mesh::operator_client::OperatorClient;
 use mesh_proto::mesh::{ApplyRequest, CreateOperatorTokenRequest, DeleteRequest, ListTokensRequest, SourceDocument};
@@ -16,11 +13,20 @@ async fn neither_strangers_nor_workloads_are_operators() {
     let machine = Machine::joined(&server, "10.0.0.1").await;
     let identity = Some((machine.chain.as_slice(), &machine.key));
     for identity in [None, identity] {
-        let link = common::link(server.operators(), identity).await.unwrap();
-        let refused = OperatorClient::new(link.channel).list_tokens(ListTokensRequest {}).await.unwrap_err();
-        assert_eq!((refused.code(), word(&refused)), (Code::Unauthenticated, "not-operator"));
-        let link = common::link(server.agents(), identity).await.unwrap();
-        let refused = OperatorClient::new(link.channel).list_tokens(ListTokensRequest {}).await.unwrap_err();
+        let link = crate::common::link(server.operators(), identity).await.unwrap();
+        let refused = OperatorClient::new(link.channel)
+            .list_tokens(ListTokensRequest {})
+            .await
+            .unwrap_err();
+        assert_eq!(
+            (refused.code(), word(&refused)),
+            (Code::Unauthenticated, "not-operator")
+        );
+        let link = crate::common::link(server.agents(), identity).await.unwrap();
+        let refused = OperatorClient::new(link.channel)
+            .list_tokens(ListTokensRequest {})
+            .await
+            .unwrap_err();
         assert_eq!(refused.code(), Code::Unimplemented);
     }
 }
@@ -32,7 +38,13 @@ async fn an_operator_token_opens_calls_until_it_is_replaced() {
         name: "ci".into(),
         lifetime_seconds: 0,
     };
-    let made = server.operator().await.create_operator_token(create()).await.unwrap().into_inner();
+    let made = server
+        .operator()
+        .await
+        .create_operator_token(create())
+        .await
+        .unwrap()
+        .into_inner();
     let credential = OperatorCredential::decode(&made.token).unwrap();
     let call = || {
         let mut request = Request::new(ListTokensRequest {});
@@ -40,11 +52,14 @@ async fn an_operator_token_opens_calls_until_it_is_replaced() {
         request.metadata_mut().insert("authorization", bearer.parse().unwrap());
         request
     };
-    let link = common::link(server.operators(), None).await.unwrap();
+    let link = crate::common::link(server.operators(), None).await.unwrap();
     let mut client = OperatorClient::new(link.channel);
     client.list_tokens(call()).await.unwrap();
     server.operator().await.create_operator_token(create()).await.unwrap();
-    assert_eq!(client.list_tokens(call()).await.unwrap_err().code(), Code::Unauthenticated);
+    assert_eq!(
+        client.list_tokens(call()).await.unwrap_err().code(),
+        Code::Unauthenticated
+    );
 }
 
 #[tokio::test]
@@ -61,7 +76,10 @@ async fn applying_is_all_or_nothing() {
         dry_run: false,
     };
     let response = server.operator().await.apply(request).await.unwrap().into_inner();
-    assert_eq!((response.problems[0].file.as_str(), response.problems[0].line), ("a.yaml", 11));
+    assert_eq!(
+        (response.problems[0].file.as_str(), response.problems[0].line),
+        ("a.yaml", 11)
+    );
     assert!(server.get("").await.is_empty());
     let request = ApplyRequest {
         documents: vec![document(GROUP)],

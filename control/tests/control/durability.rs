@@ -1,7 +1,4 @@
 //! `kill -9` at any moment loses nothing that was acknowledged.
-#![allow(clippy::unwrap_used)]
-
-mod common;
 
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -25,8 +22,11 @@ fn spawn(dir: &Path) -> Child {
 
 async fn connect(dir: &Path) -> OperatorClient<Channel> {
     let path = dir.join("run/control.sock");
-    common::eventually("the socket", || async { tokio::net::UnixStream::connect(&path).await.ok() }).await;
-    OperatorClient::new(common::over_socket(path).await)
+    crate::common::eventually("the socket", || async {
+        tokio::net::UnixStream::connect(&path).await.ok()
+    })
+    .await;
+    OperatorClient::new(crate::common::over_socket(path).await)
 }
 
 fn document(name: &str) -> SourceDocument {
@@ -43,7 +43,7 @@ async fn nothing_acknowledged_is_lost() {
     let mut child = spawn(dir.path());
     let mut client = connect(dir.path()).await;
     let group = SourceDocument {
-        yaml: common::GROUP.into(),
+        yaml: crate::common::GROUP.into(),
         ..document("x")
     };
     let request = ApplyRequest {
@@ -59,14 +59,18 @@ async fn nothing_acknowledged_is_lost() {
                     workload_group: "shop/web".into(),
                     ..Default::default()
                 };
-                let Ok(made) = client.create_token(request).await else { return };
+                let Ok(made) = client.create_token(request).await else {
+                    return;
+                };
                 tokens.push(made.into_inner().info.unwrap().id);
                 let name = format!("s{round}-{i}");
                 let request = ApplyRequest {
                     documents: vec![document(&name)],
                     dry_run: false,
                 };
-                let Ok(applied) = client.apply(request).await else { return };
+                let Ok(applied) = client.apply(request).await else {
+                    return;
+                };
                 assert!(applied.into_inner().problems.is_empty());
                 services.push(name);
             }
@@ -79,7 +83,12 @@ async fn nothing_acknowledged_is_lost() {
         tokio::join!(work, kill);
         child = spawn(dir.path());
         client = connect(dir.path()).await;
-        let listed = client.list_tokens(ListTokensRequest {}).await.unwrap().into_inner().tokens;
+        let listed = client
+            .list_tokens(ListTokensRequest {})
+            .await
+            .unwrap()
+            .into_inner()
+            .tokens;
         assert!(tokens.iter().all(|id| listed.iter().any(|t| t.id == *id)));
         let request = GetRequest {
             kind: "service".into(),
