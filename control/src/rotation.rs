@@ -1,6 +1,8 @@
 //! Rotation of the CA's key: distribute a second anchor, wait until every agent with a live certificate acknowledged it, only
 //! then sign with it, and drop the old anchor when nothing that it signed is in use any more.
 
+use std::collections::BTreeSet;
+
 use mesh_proto::mesh::{Anchor as AnchorInfo, CaStatusResponse};
 use tonic::Code;
 
@@ -122,13 +124,21 @@ impl Control {
             .await
     }
 
-    /// Agents whose newest live certificate is of a retiring key, or whose renewal is so fresh that it may not be in use yet.
+    /// Live certificates of a retiring key that agents use: their newest, or the one before when the newest is so fresh that it
+    /// may not be installed yet.
     async fn still_held(&self, authority: &Authority) -> Result<usize, Refusal> {
         let signing = authority.signing().to_owned();
         let settled = now() - i64::try_from(self.settings.grace_seconds).unwrap_or(i64::MAX);
-        let live = self.store.run(|tx| CertificateRow::newest_live(tx, now())).await?;
-        let held = live.iter().filter(|c| c.anchor != signing || c.issued_at > settled);
-        Ok(held.count())
+        self.store
+            .run(move |tx| {
+                let mut held: BTreeSet<String> = BTreeSet::new();
+                for until in [i64::MAX, settled] {
+                    let used = CertificateRow::newest_issued_until(tx, now(), until)?;
+                    held.extend(used.into_iter().filter(|c| c.anchor != signing).map(|c| c.agent));
+                }
+                Ok::<_, Error>(held.len())
+            })
+            .await
     }
 
     async fn distribute(&self) -> Result<(), Refusal> {

@@ -144,13 +144,18 @@ async fn stop(stopped: &watch::Receiver<bool>) {
 /// Binds; `[::]` takes IPv4 too, and becomes `0.0.0.0` where there is no IPv6.
 fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     match bind(address) {
-        Err(error)
-            if address.ip() == IpAddr::from([0u16; 8]) && error.raw_os_error() == Some(nix::libc::EAFNOSUPPORT) =>
-        {
+        Err(error) if address.ip() == IpAddr::from([0u16; 8]) && is_without_ipv6(&error) => {
             bind(SocketAddr::from((Ipv4Addr::UNSPECIFIED, address.port())))
         }
         bound => bound,
     }
+}
+
+fn is_without_ipv6(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error(),
+        Some(nix::libc::EAFNOSUPPORT | nix::libc::EADDRNOTAVAIL)
+    )
 }
 
 fn bind(address: SocketAddr) -> io::Result<TcpListener> {

@@ -52,12 +52,17 @@ impl CertificateRow {
 
     /// The newest certificate of each unrevoked agent that still has a live one, at `now`.
     pub fn newest_live(tx: &Transaction<'_>, now: i64) -> Result<Vec<Self>, Error> {
+        Self::newest_issued_until(tx, now, i64::MAX)
+    }
+
+    /// The same of those issued until `issued` only: what agents surely use, when a later one may not be installed yet.
+    pub fn newest_issued_until(tx: &Transaction<'_>, now: i64, issued: i64) -> Result<Vec<Self>, Error> {
         tx.prepare_cached(
             "SELECT c.serial, c.spki_sha256, c.agent, c.anchor, c.issued_at, c.not_after FROM certificates c
-             JOIN agents a ON a.id = c.agent WHERE a.revoked_at IS NULL AND c.not_after > ?1
+             JOIN agents a ON a.id = c.agent WHERE a.revoked_at IS NULL AND c.not_after > ?1 AND c.issued_at <= ?2
              ORDER BY c.agent, c.issued_at, c.rowid",
         )?
-        .query_map([now], |row| {
+        .query_map([now, issued], |row| {
             Ok(Self {
                 serial: row.get(0)?,
                 spki_sha256: row.get(1)?,

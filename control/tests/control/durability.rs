@@ -53,8 +53,12 @@ async fn nothing_acknowledged_is_lost() {
     client.apply(request).await.unwrap();
     let (mut tokens, mut services) = (Vec::new(), Vec::new());
     for round in 0..3 {
+        let busy = tokio::sync::Notify::new();
         let work = async {
             for i in 0.. {
+                if i == 5 + 3 * round {
+                    busy.notify_one();
+                }
                 let request = CreateTokenRequest {
                     workload_group: "shop/web".into(),
                     ..Default::default()
@@ -76,7 +80,7 @@ async fn nothing_acknowledged_is_lost() {
             }
         };
         let kill = async {
-            tokio::time::sleep(std::time::Duration::from_millis(150 + 70 * round)).await;
+            busy.notified().await;
             child.kill().unwrap();
             child.wait().unwrap();
         };
