@@ -31,8 +31,7 @@ lint: ## formatting, clippy without a warning, shell scripts
 	@packaging/needs.sh lint
 	cargo fmt --all -- --check
 	cargo clippy --workspace --all-targets --locked -- -D warnings
-	git ls-files -z '*.sh' .ci/run packaging/debian/mesh-agent.prerm packaging/debian/mesh-agent.postrm \
-		packaging/debian/mesh-control.postrm | xargs -0 shellcheck -x
+	git ls-files -z '*.sh' .ci/run 'packaging/debian/*.prerm' 'packaging/debian/*.postrm' | xargs -0 shellcheck -x
 
 deny: ## licences, advisories, sources and duplicates of all dependencies (compiles cargo-deny if it is missing)
 	@command -v cargo-deny >/dev/null || cargo install --locked cargo-deny

@@ -28,8 +28,9 @@ skip() {
 }
 
 unit_tests() { cargo test --locked --workspace --lib --bins --profile "$PROFILE" -q; }
-# The root package's tests/ hold whole agents; they find mesh-control and meshctl beside mesh-agent.
-build_programs() { cargo build --locked --workspace --bins --profile "$PROFILE"; }
+# Programs and tests in one go: the features of what both need are then the same, and nothing is compiled twice. The root
+# package's tests/ hold whole agents; they find mesh-control and meshctl beside mesh-agent.
+build_programs() { cargo build --locked --workspace --bins --tests --profile "$PROFILE"; }
 whole_tests() { cargo test --locked --workspace --tests --profile "$PROFILE" -q; }
 doc_tests() { cargo test --locked --workspace --doc --profile "$PROFILE" -q; }
 demo() { MESH_BIN=$BIN DEMO_MEGABYTES=64 tests/demo/demo.sh; }
