@@ -1,0 +1,455 @@
+//! One TCP flow: a tiny smoltcp interface with one socket, and what must be known about it from outside.
+//!
+//! smoltcp keeps its sequence numbers to itself. They are followed here from the segments that pass, because two
+//! decisions need them: whether our last ACK left, and whether a segment fits where smoltcp would put it.
+
+use std::net::SocketAddr;
+
+use smoltcp::iface::{Config, Interface, SocketHandle, SocketSet};
+use smoltcp::socket::tcp::{Socket, SocketBuffer, State};
+use smoltcp::time::Instant as SmolInstant;
+use smoltcp::wire::{HardwareAddress, IpListenEndpoint};
+
+use super::api::{Instant, Offload, Read, Ring};
+use super::segment::{self, Emitted};
+use super::slot::{Capabilities, Slot};
+use crate::packet::build::Control;
+use crate::packet::{Flags, IPV4_LEN, IPV6_LEN, Tcp};
+
+/// Bytes of the largest segment that smoltcp sends in direct answer to one: headers with all options.
+const ANSWER_MAX: usize = 128;
+/// smoltcp's default, and RFC 9293 3.7.1 (MUST-15).
+const DEFAULT_MSS: u16 = 536;
+/// RFC 7323 2.3.
+const MAX_SHIFT: u8 = 14;
+/// smoltcp's own floor for what a SYN may ask.
+const MIN_MSS: u16 = 48;
+
+/// What the flows of one engine have in common.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Setting {
+    pub(super) capabilities: Capabilities,
+    pub(super) offload: Offload,
+}
+
+/// One answered TCP flow.
+pub(super) struct TcpFlow {
+    setting: Setting,
+    interface: Interface,
+    sockets: SocketSet<'static>,
+    handle: SocketHandle,
+    rings: [usize; 2],
+    /// The application's initial sequence number.
+    remote_start: u32,
+    /// Bytes that were read, modulo 2^32.
+    read: u32,
+    /// How far we shift our window fields.
+    window_shift: u8,
+    /// What both sides allow in one segment, before options.
+    mss: u16,
+    timestamp_offset: u32,
+    /// How far the application shifts its window fields.
+    remote_shift: u8,
+    /// Bytes that were written, modulo 2^32.
+    written: u32,
+    sent: Option<Sent>,
+}
+
+/// What the last segment of ours said.
+#[derive(Clone, Copy, Debug)]
+struct Sent {
+    /// The sequence number of the first byte.
+    start: u32,
+    /// The highest sequence number sent, plus one.
+    end: u32,
+    acknowledgement: u32,
+    /// Where smoltcp believes that the application must stop.
+    right_edge: u32,
+}
+
+/// What may become of an incoming segment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Admission {
+    /// smoltcp may see it.
+    Whole,
+    /// smoltcp may see it so changed.
+    Changed(Change),
+    /// smoltcp must not see it.
+    Drop,
+}
+
+/// How an incoming segment is changed before smoltcp sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Change {
+    /// With no more data than this many bytes.
+    pub(super) payload: usize,
+    /// Without these flags.
+    pub(super) clear: u8,
+    /// With this window field.
+    pub(super) window: Option<u16>,
+}
+
+/// A segment that smoltcp sent in direct answer.
+pub(super) struct Answer {
+    pub(super) bytes: Vec<u8>,
+    pub(super) emitted: Emitted,
+}
+
+impl TcpFlow {
+    /// A flow in SYN-RECEIVED, made from the SYN that opened it. `None` when smoltcp would not have the SYN; the rings
+    /// are free again then.
+    pub(super) fn new(
+        now: Instant,
+        setting: Setting,
+        syn: &[u8],
+        tcp: &Tcp<'_>,
+        local: SocketAddr,
+        rings: [Ring; 2],
+        random: u64,
+    ) -> Option<Self> {
+        let [rx, tx] = rings;
+        let ids = [rx.id, tx.id];
+        // smoltcp's formula, for a SYN that carries the option; without it neither side scales.
+        let bits = usize::BITS - rx.memory.len().leading_zeros();
+        let window_shift = tcp
+            .window_scale()
+            .map_or(0, |_| u8::try_from(bits.saturating_sub(16)).unwrap_or(14));
+        let mut socket = Socket::new(SocketBuffer::new(rx.memory), SocketBuffer::new(tx.memory));
+        socket.set_nagle_enabled(false);
+        socket.set_tsval_generator(Some(no_clock));
+        socket
+            .listen(IpListenEndpoint {
+                addr: Some(local.ip().into()),
+                port: local.port(),
+            })
+            .ok()?;
+
+        let mut config = Config::new(HardwareAddress::Ip);
+        config.random_seed = random;
+        let mut answer = [0; ANSWER_MAX];
+        let mut slot = Slot::new(setting.capabilities, Some(syn), &mut answer);
+        let mut interface = Interface::new(config, &mut slot, smol(now));
+        interface.set_any_ip(true);
+        let mut sockets = SocketSet::new(Vec::with_capacity(1));
+        let handle = sockets.add(socket);
+        interface.poll_ingress_single(smol(now), &mut slot, &mut sockets);
+
+        let headers = if local.is_ipv4() { IPV4_LEN } else { IPV6_LEN } + 20;
+        let local_mss = setting.capabilities.mtu - u16::try_from(headers).unwrap_or(0);
+        let remote_mss = tcp
+            .max_segment_size()
+            .filter(|mss| *mss != 0)
+            .unwrap_or(DEFAULT_MSS)
+            .max(MIN_MSS);
+        let flow = Self {
+            setting,
+            interface,
+            sockets,
+            handle,
+            rings: ids,
+            remote_start: tcp.sequence(),
+            read: 0,
+            window_shift,
+            mss: local_mss.min(remote_mss),
+            // The upper half: smoltcp's initial sequence number comes from all of it, through its own generator.
+            timestamp_offset: u32::try_from(random >> 32).unwrap_or(0),
+            remote_shift: tcp.window_scale().map_or(0, |shift| shift.min(MAX_SHIFT)),
+            written: 0,
+            sent: None,
+        };
+        (flow.state() == State::SynReceived).then_some(flow)
+    }
+
+    /// Where in TCP's states it is. LISTEN means that a RST met SYN-RECEIVED.
+    pub(super) fn state(&self) -> State {
+        self.socket().state()
+    }
+
+    /// The initial sequence number of the application.
+    pub(super) fn remote_start(&self) -> u32 {
+        self.remote_start
+    }
+
+    /// Whether the application finished its side.
+    pub(super) fn is_end_received(&self) -> bool {
+        matches!(
+            self.state(),
+            State::CloseWait | State::LastAck | State::Closing | State::TimeWait
+        )
+    }
+
+    /// Whether everything that the application sent was acknowledged on the wire.
+    pub(super) fn is_all_acknowledged(&self) -> bool {
+        self.sent
+            .is_some_and(|sent| sent.acknowledgement == self.receive_next())
+    }
+
+    /// Bytes that wait to be read.
+    pub(super) fn unread(&self) -> usize {
+        self.socket().recv_queue()
+    }
+
+    /// Bytes that the application did not acknowledge yet.
+    pub(super) fn unacknowledged(&self) -> usize {
+        self.socket().send_queue()
+    }
+
+    /// Room in the sending ring, and its size.
+    pub(super) fn room(&self) -> (usize, usize) {
+        let capacity = self.socket().send_capacity();
+        (capacity - self.socket().send_queue(), capacity)
+    }
+
+    /// Whether bytes can be written in this state.
+    pub(super) fn may_write(&self) -> bool {
+        self.socket().may_send()
+    }
+
+    /// Decides about a segment before smoltcp sees it.
+    ///
+    /// smoltcp 0.14 has four weak points here. It reads its own SYN-ACK's window as if it were scaled, and so would
+    /// accept more than its ring holds, and panic. It takes a FIN whose data reaches past the window, after cutting
+    /// that data off: the stream would end early. And it stops its retransmission timer when the window closes over
+    /// bytes in flight, and when the ACK before a lone FIN is repeated: if those are lost, it hangs.
+    pub(super) fn admit(&self, tcp: &Tcp<'_>) -> Admission {
+        let Some(sent) = self.sent else {
+            // Our SYN-ACK did not leave: nothing but a RST can be meant for it.
+            return if tcp.flags().has(Flags::RST) {
+                Admission::Whole
+            } else {
+                Admission::Drop
+            };
+        };
+        if self.is_lone_fin_repeated(tcp, sent) {
+            return Admission::Drop;
+        }
+        let window = self.held_open(tcp, sent);
+        let whole = Change {
+            payload: tcp.payload().len(),
+            clear: 0,
+            window,
+        };
+        let Some(change) = self.fitted(tcp, sent, whole) else {
+            return Admission::Drop;
+        };
+        if change == (Change { window: None, ..whole }) {
+            Admission::Whole
+        } else {
+            Admission::Changed(change)
+        }
+    }
+
+    /// Cuts a segment's data where smoltcp might not; `None` when nothing of it may be seen.
+    fn fitted(&self, tcp: &Tcp<'_>, sent: Sent, whole: Change) -> Option<Change> {
+        let next = self.receive_next();
+        let start = distance(next, tcp.sequence());
+        let end = start + i64::try_from(whole.payload).unwrap_or(i64::MAX);
+        let edge = distance(next, sent.right_edge);
+        let room = i64::try_from(self.socket().recv_capacity() - self.unread()).unwrap_or(i64::MAX);
+        let allowed = edge.min(room);
+        let overestimated = edge > room;
+        if whole.payload == 0 || end <= allowed {
+            return Some(whole);
+        }
+        if overestimated && start >= allowed {
+            return None;
+        }
+        if overestimated || (tcp.flags().has(Flags::FIN) && start < allowed) {
+            let payload = usize::try_from(allowed - start).unwrap_or(0);
+            return Some(Change {
+                payload,
+                clear: Flags::FIN | Flags::PSH,
+                ..whole
+            });
+        }
+        Some(whole)
+    }
+
+    /// Whether this repeats the ACK before our FIN, with nothing but that in flight.
+    fn is_lone_fin_repeated(&self, tcp: &Tcp<'_>, sent: Sent) -> bool {
+        tcp.flags().0 == Flags::ACK
+            && tcp.payload().is_empty()
+            && self.unacknowledged() == 0
+            && distance(tcp.acknowledgement(), sent.end) == 1
+            && tcp.acknowledgement() == sent.start.wrapping_add(self.written)
+    }
+
+    /// The window field for a segment whose window closes over bytes in flight: just open for them. Nothing new will
+    /// be sent into it.
+    fn held_open(&self, tcp: &Tcp<'_>, sent: Sent) -> Option<u16> {
+        let flags = tcp.flags();
+        let flight = distance(tcp.acknowledgement(), sent.end);
+        let window = i64::from(tcp.window()) << self.remote_shift;
+        if !flags.has(Flags::ACK) || flags.has(Flags::RST) || window >= flight {
+            return None;
+        }
+        // An acknowledgement from before what is in the ring is none that smoltcp would take.
+        let unacknowledged = i64::try_from(self.unacknowledged()).unwrap_or(i64::MAX);
+        if flight > unacknowledged + 1 {
+            return None;
+        }
+        let units = (flight + (1 << self.remote_shift) - 1) >> self.remote_shift;
+        Some(u16::try_from(units).unwrap_or(u16::MAX))
+    }
+
+    /// Gives an admitted packet to smoltcp.
+    pub(super) fn receive(&mut self, now: Instant, packet: &[u8]) -> Option<Answer> {
+        let mut answer = [0; ANSWER_MAX];
+        let mut slot = Slot::new(self.setting.capabilities, Some(packet), &mut answer);
+        self.interface
+            .poll_ingress_single(smol(now), &mut slot, &mut self.sockets);
+        let len = slot.written()?;
+        let bytes = answer.get_mut(..len)?;
+        let emitted = self.finish_segment(now, bytes)?;
+        Some(Answer {
+            bytes: bytes.to_vec(),
+            emitted,
+        })
+    }
+
+    /// Writes the next segment into `out`, if there is one to send.
+    pub(super) fn transmit(&mut self, now: Instant, out: &mut [u8]) -> Option<Emitted> {
+        let mut slot = Slot::new(self.setting.capabilities, None, out);
+        self.interface.poll_egress(smol(now), &mut slot, &mut self.sockets);
+        let len = slot.written()?;
+        self.finish_segment(now, out.get_mut(..len)?)
+    }
+
+    /// When smoltcp wants to be asked again.
+    pub(super) fn poll_at(&mut self, now: Instant) -> Option<Instant> {
+        let at = self.interface.poll_at(smol(now), &self.sockets)?;
+        Some(Instant::from_micros(u64::try_from(at.total_micros()).unwrap_or(0)))
+    }
+
+    /// Hands contiguous received bytes to `take`.
+    pub(super) fn read_with(&mut self, max: usize, take: &mut dyn FnMut(&[u8])) -> Read {
+        let socket = self.sockets.get_mut::<Socket<'_>>(self.handle);
+        if !socket.can_recv() {
+            let ended = matches!(
+                socket.state(),
+                State::CloseWait | State::LastAck | State::Closing | State::TimeWait | State::Closed
+            );
+            return if ended { Read::End } else { Read::Blocked };
+        }
+        let read = socket.recv(|bytes| {
+            let bytes = &bytes[..bytes.len().min(max)];
+            take(bytes);
+            (bytes.len(), bytes.len())
+        });
+        let read = read.unwrap_or(0);
+        self.read = self.read.wrapping_add(u32::try_from(read).unwrap_or(0));
+        Read::Bytes(read)
+    }
+
+    /// Copies bytes into the sending ring; how many fitted.
+    pub(super) fn write(&mut self, bytes: &[u8]) -> usize {
+        let written = self.socket_mut().send_slice(bytes).unwrap_or(0);
+        self.written = self.written.wrapping_add(u32::try_from(written).unwrap_or(0));
+        written
+    }
+
+    /// FIN, after what was written. False when it must be tried again: before the handshake is done, and, when the
+    /// application finished first, before all was sent. (smoltcp does not see window updates in LAST-ACK.)
+    pub(super) fn try_finish(&mut self) -> bool {
+        let may = match self.state() {
+            State::Established => true,
+            State::CloseWait => self
+                .sent
+                .is_some_and(|sent| sent.end == sent.start.wrapping_add(self.written)),
+            _ => false,
+        };
+        if may {
+            self.socket_mut().close();
+        }
+        may
+    }
+
+    /// RST, at the next `transmit`.
+    pub(super) fn abort(&mut self) {
+        self.socket_mut().abort();
+    }
+
+    /// The ACK that answers a SYN on a live connection (RFC 5961 4.2).
+    pub(super) fn challenge(&self) -> Option<Control> {
+        let sent = self.sent?;
+        let window = u16::try_from((self.socket().recv_capacity() - self.unread()) >> self.window_shift);
+        Some(Control {
+            flags: Flags::ACK,
+            sequence: sent.end,
+            acknowledgement: sent.acknowledgement,
+            window: window.unwrap_or(u16::MAX),
+        })
+    }
+
+    /// Ends it; its rings are not referenced any more.
+    pub(super) fn into_rings(self) -> [usize; 2] {
+        self.rings
+    }
+
+    /// The sequence number that we expect next from the application.
+    fn receive_next(&self) -> u32 {
+        let unread = u32::try_from(self.unread()).unwrap_or(0);
+        let control = 1 + u32::from(self.is_end_received());
+        self.remote_start
+            .wrapping_add(control)
+            .wrapping_add(self.read)
+            .wrapping_add(unread)
+    }
+
+    /// Makes a segment of smoltcp's ready, and remembers what it said.
+    fn finish_segment(&mut self, now: Instant, bytes: &mut [u8]) -> Option<Emitted> {
+        let millis = u32::try_from(now.as_millis() & u128::from(u32::MAX)).unwrap_or(0);
+        let timestamp = millis.wrapping_add(self.timestamp_offset);
+        let emitted = segment::finish(bytes, timestamp, self.setting.offload, self.mss)?;
+        if emitted.flags.has(Flags::ACK) {
+            // The first is the SYN-ACK.
+            let (start, end) = match self.sent {
+                Some(sent) if distance(sent.end, emitted.sequence_end) < 0 => (sent.start, sent.end),
+                Some(sent) => (sent.start, emitted.sequence_end),
+                None => (emitted.sequence_end, emitted.sequence_end),
+            };
+            let window = u32::from(emitted.window) << self.window_shift;
+            let right_edge = emitted.acknowledgement.wrapping_add(window);
+            self.sent = Some(Sent {
+                start,
+                end,
+                acknowledgement: emitted.acknowledgement,
+                right_edge,
+            });
+        }
+        Some(emitted)
+    }
+
+    fn socket(&self) -> &Socket<'static> {
+        self.sockets.get(self.handle)
+    }
+
+    fn socket_mut(&mut self) -> &mut Socket<'static> {
+        self.sockets.get_mut(self.handle)
+    }
+}
+
+impl std::fmt::Debug for TcpFlow {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("TcpFlow")
+            .field("state", &self.state())
+            .field("sent", &self.sent)
+            .finish_non_exhaustive()
+    }
+}
+
+/// How far `to` is ahead of `from` in sequence space.
+fn distance(from: u32, to: u32) -> i64 {
+    i64::from(to.wrapping_sub(from).cast_signed())
+}
+
+/// smoltcp's clock; the value is put in later, see `segment`.
+fn no_clock() -> u32 {
+    0
+}
+
+/// Any time that a caller can mean, in smoltcp's microseconds, far enough from the end for timers to be added.
+fn smol(now: Instant) -> SmolInstant {
+    let micros = i64::try_from(now.as_micros()).unwrap_or(i64::MAX);
+    SmolInstant::from_micros(micros.min(i64::MAX / 4))
+}

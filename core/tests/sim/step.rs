@@ -1,0 +1,121 @@
+//! What can happen in a run, from a seed or from a fuzzer's bytes.
+
+use crate::random::Random;
+
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Decision {
+    Accept,
+    Refused,
+    Denied,
+    Unreachable,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Step {
+    /// An application connects; the far side decides after so many milliseconds.
+    OpenTcp {
+        v6: bool,
+        decision: Decision,
+        delay: u8,
+    },
+    /// The application of a flow sends.
+    Send {
+        flow: u8,
+        bytes: u32,
+    },
+    /// The application finishes its side.
+    HalfClose {
+        flow: u8,
+    },
+    /// The application resets.
+    Abort {
+        flow: u8,
+    },
+    /// The far side sends.
+    PeerSend {
+        flow: u8,
+        bytes: u32,
+    },
+    PeerFinish {
+        flow: u8,
+    },
+    PeerAbort {
+        flow: u8,
+    },
+    /// The far side stops reading, or goes on.
+    PeerRead {
+        flow: u8,
+        reading: bool,
+    },
+    /// An application sends a datagram; the far side echoes it, or says that nobody listens.
+    SendUdp {
+        v6: bool,
+        bytes: u16,
+        refused: bool,
+    },
+    /// A segment that fits nowhere, or noise.
+    Noise {
+        kind: u8,
+        seed: u16,
+    },
+    Idle {
+        millis: u8,
+    },
+}
+
+/// Steps from a seed.
+pub(crate) fn from_seed(seed: u64) -> Vec<Step> {
+    let mut random = Random::new(seed);
+    let count = 10 + random.below(30);
+    let mut bytes = vec![0_u8; usize::try_from(count * 4 + 4).unwrap()];
+    for byte in &mut bytes {
+        *byte = u8::try_from(random.below(256)).unwrap();
+    }
+    // A run without a flow shows little.
+    bytes[..4].copy_from_slice(&[0, 0, 5, 0]);
+    from_bytes(&bytes)
+}
+
+/// Steps from bytes, four each.
+pub(crate) fn from_bytes(bytes: &[u8]) -> Vec<Step> {
+    bytes.as_chunks::<4>().0.iter().map(|bytes| step(*bytes)).collect()
+}
+
+fn step([kind, a, b, c]: [u8; 4]) -> Step {
+    let size = u32::from(b) * u32::from(c) * 4;
+    match kind % 32 {
+        0..6 => {
+            let decision = match a >> 1 & 7 {
+                0 => Decision::Refused,
+                1 => Decision::Denied,
+                2 => Decision::Unreachable,
+                _ => Decision::Accept,
+            };
+            Step::OpenTcp {
+                v6: a & 1 == 1,
+                decision,
+                delay: b % 64,
+            }
+        }
+        6..11 => Step::Send { flow: a, bytes: size },
+        11..13 => Step::HalfClose { flow: a },
+        13 => Step::Abort { flow: a },
+        14..19 => Step::PeerSend { flow: a, bytes: size },
+        19..21 => Step::PeerFinish { flow: a },
+        21 => Step::PeerAbort { flow: a },
+        22..24 => Step::PeerRead {
+            flow: a,
+            reading: b & 1 == 1,
+        },
+        24..26 => Step::SendUdp {
+            v6: a & 1 == 1,
+            bytes: u16::from_be_bytes([b, c]),
+            refused: a & 2 == 2,
+        },
+        26 => Step::Noise {
+            kind: a,
+            seed: u16::from_be_bytes([b, c]),
+        },
+        _ => Step::Idle { millis: a },
+    }
+}
