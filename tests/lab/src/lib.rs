@@ -1,0 +1,36 @@
+//! Machines for tests. A [`Host`] is a network and a mount namespace without a name, so that nothing is left when a test
+//! panics or is killed: a namespace lives as long as a descriptor of it or a process in it, and processes get PDEATHSIG.
+//!
+//! Needs root, or `unshare -Urnm`. A [`Lan`] joins hosts by a bridge; [`Sniffer`] records what a wire carries;
+//! [`wait_for`] waits for a condition, and is the only place where tests sleep.
+
+use std::time::{Duration, Instant};
+
+mod host;
+mod lan;
+mod namespace;
+mod sniffer;
+
+pub use host::{Host, Proc};
+pub use lan::{Lan, cable};
+pub use sniffer::Sniffer;
+
+/// Polls `condition` until it gives something, at most for `deadline`.
+///
+/// # Panics
+/// When the deadline passes; `what` says what was waited for.
+pub fn wait_for<T>(deadline: Duration, what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
+    let end = Instant::now() + deadline;
+    loop {
+        if let Some(value) = condition() {
+            return value;
+        }
+        assert!(Instant::now() < end, "{what}: not within {deadline:?}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// [`wait_for`] with a plain condition.
+pub fn wait_until(deadline: Duration, what: &str, mut condition: impl FnMut() -> bool) {
+    wait_for(deadline, what, || condition().then_some(()));
+}
