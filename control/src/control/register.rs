@@ -1,0 +1,230 @@
+//! Registration: an agent's stream makes its WorkloadEntry, and the entry goes when the agent stays away.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use rusqlite::Transaction;
+use tonic::Code;
+
+use super::Control;
+use crate::error::Refusal;
+use crate::incoming::Peer;
+use crate::join::address::held_by_another;
+use crate::registry::Live;
+use crate::resources::{EntryTemplate, Kind, Meta, Resource, WorkloadEntry, WorkloadGroup};
+use crate::store::{Agent, Clone as RefusedClone, ResourceKey, ResourceRow, now};
+use crate::xds::Node;
+
+/// After a start of ours, how much longer than the grace period agents have to come back: their reconnects back off to 15 s.
+const RETURN: Duration = Duration::from_secs(20);
+
+impl Control {
+    /// Takes a stream in: checks what it claims, refuses clones, and registers the workload when it asks for that.
+    pub async fn connect(self: &Arc<Self>, peer: &Peer, node: &Node) -> Result<Live, Refusal> {
+        let agent = self.authenticate(peer).await?;
+        check_claims(&agent, node)?;
+        let Some(live) = self.registry.connect(&agent.id, &node.instance) else {
+            return Err(self.refuse_clone(&agent, peer, node).await);
+        };
+        let (node, id) = (node.clone(), agent.id.clone());
+        let registered = self.store.run(move |tx| register(tx, agent, &node)).await;
+        if let Err(refusal) = registered {
+            self.disconnect(live).await;
+            return Err(refusal);
+        }
+        tracing::info!(agent = id, address = ?peer.address, "agent connected");
+        self.touch();
+        Ok(live)
+    }
+
+    /// Lets a stream go; its entry stays for the grace period.
+    pub async fn disconnect(self: &Arc<Self>, live: Live) {
+        if !self.registry.disconnect(&live) {
+            return;
+        }
+        let id = live.agent().to_owned();
+        tracing::info!(agent = id, "agent disconnected");
+        let seen = id.clone();
+        let noted = self.store.run(move |tx| {
+            let agent = Agent::get(tx, &seen)?;
+            agent.map_or(Ok(()), |mut agent| {
+                agent.last_seen = now();
+                agent.put(tx)
+            })
+        });
+        if let Err(error) = noted.await {
+            tracing::warn!(agent = id, %error, "cannot note when the agent was last seen");
+        }
+        let control = self.clone();
+        tokio::spawn(async move {
+            tokio::time::sleep(Duration::from_secs(control.settings.grace_seconds)).await;
+            control.remove_if_gone(&id).await;
+        });
+    }
+
+    /// After a start: entries of agents that do not come back go.
+    pub async fn sweep_after_start(self: Arc<Self>) {
+        let agents = match self.store.run(Agent::list).await {
+            Ok(agents) => agents,
+            Err(error) => return tracing::error!(%error, "cannot list agents"),
+        };
+        tokio::time::sleep(Duration::from_secs(self.settings.grace_seconds) + RETURN).await;
+        for agent in agents {
+            self.remove_if_gone(&agent.id).await;
+        }
+    }
+
+    async fn remove_if_gone(&self, agent: &str) {
+        if self.registry.is_live(agent) {
+            return;
+        }
+        let (id, registry) = (agent.to_owned(), self.registry.clone());
+        let removed = self.store.run(move |tx| {
+            // Once more, inside: a stream that came meanwhile has registered again, or waits for this.
+            if registry.is_live(&id) {
+                return Ok(0);
+            }
+            ResourceRow::delete_of_agent(tx, &id, "")
+        });
+        match removed.await {
+            Ok(0) => {}
+            Ok(_) => {
+                tracing::info!(agent, "the agent stayed away; its WorkloadEntry is removed");
+                self.touch();
+            }
+            Err(error) => tracing::error!(agent, %error, "cannot remove the agent's WorkloadEntry"),
+        }
+    }
+
+    async fn refuse_clone(&self, agent: &Agent, peer: &Peer, node: &Node) -> Refusal {
+        let clone = RefusedClone {
+            address: peer.address.map(|a| a.ip().to_string()).unwrap_or_default(),
+            hostname: node.hostname.clone(),
+            at: now(),
+        };
+        tracing::warn!(agent = agent.id, address = clone.address, hostname = clone.hostname, "refused a clone");
+        let id = agent.id.clone();
+        let recorded = self.store.run(move |tx| Agent::record_clone(tx, &id, &clone));
+        if let Err(error) = recorded.await {
+            return error;
+        }
+        Refusal::new(
+            Code::PermissionDenied,
+            "clone",
+            "another machine is connected with this machine's host key (a copied disk?); if this is the copy, remove the agent's state directory and join with a new token",
+        )
+    }
+}
+
+fn check_claims(agent: &Agent, node: &Node) -> Result<(), Refusal> {
+    let account = &node.service_account;
+    let fits = node.namespace == agent.namespace && (account.is_empty() || *account == agent.service_account);
+    if fits {
+        return Ok(());
+    }
+    let message = format!(
+        "the stream claims {}/{account}, but its certificate is of {}/{}",
+        node.namespace, agent.namespace, agent.service_account
+    );
+    Err(Refusal::new(Code::PermissionDenied, "identity-mismatch", message))
+}
+
+/// Makes or refreshes the agent's WorkloadEntry, and notes that the agent was seen.
+fn register(tx: &Transaction<'_>, mut agent: Agent, node: &Node) -> Result<(), Refusal> {
+    // It may have been revoked since it was authenticated.
+    if Agent::get(tx, &agent.id)?.is_none_or(|a| a.revoked_at.is_some()) {
+        return Err(super::revoke::host_key_revoked());
+    }
+    agent.last_seen = now();
+    for (kept, new) in [(&mut agent.version, &node.version), (&mut agent.hostname, &node.hostname)] {
+        if !new.is_empty() {
+            kept.clone_from(new);
+        }
+    }
+    agent.put(tx)?;
+    if node.group.is_empty() {
+        return Ok(());
+    }
+    let group = group_of(tx, &agent)?;
+    if node.group != group.metadata.name {
+        let message = format!("the stream asks for WorkloadGroup {}, but the agent joined {}", node.group, group.metadata.name);
+        return Err(Refusal::new(Code::PermissionDenied, "identity-mismatch", message));
+    }
+    let address = agent.address.parse().map_err(|e| Refusal::internal("the agent's address cannot be read", &e))?;
+    if let Some(holder) = held_by_another(tx, address, &agent.id)? {
+        let message = format!("address {address} is held by {holder}; remove that, or join with --address");
+        return Err(Refusal::new(Code::FailedPrecondition, "address-taken", message));
+    }
+    let entry = Resource::WorkloadEntry(entry_of(&agent, &group, node));
+    let key = entry.key();
+    ResourceRow::delete_of_agent(tx, &agent.id, &key.name)?;
+    ResourceRow::put(tx, &key, entry.api_version(), &entry.to_json(), Some(&agent.id), now())?;
+    Ok(())
+}
+
+/// The agent's WorkloadGroup; gone means that it may not come back.
+pub(crate) fn group_of(tx: &Transaction<'_>, agent: &Agent) -> Result<WorkloadGroup, Refusal> {
+    find_group(tx, &agent.namespace, &agent.workload_group)
+}
+
+/// A WorkloadGroup by name.
+pub(crate) fn find_group(tx: &Transaction<'_>, namespace: &str, name: &str) -> Result<WorkloadGroup, Refusal> {
+    let key = ResourceKey {
+        kind: Kind::WorkloadGroup.as_str().to_owned(),
+        namespace: namespace.to_owned(),
+        name: name.to_owned(),
+    };
+    let row = ResourceRow::get(tx, &key)?;
+    let group = row.and_then(|row| Resource::from_json(Kind::WorkloadGroup, &row.json).ok());
+    if let Some(Resource::WorkloadGroup(group)) = group {
+        return Ok(group);
+    }
+    let message = format!("there is no WorkloadGroup {namespace}/{name}; an operator must apply it");
+    Err(Refusal::new(Code::FailedPrecondition, "group-unknown", message))
+}
+
+/// Name of the WorkloadEntry of an agent with this address in this group.
+pub(crate) fn entry_name(group: &str, address: &str) -> String {
+    let name = format!("{group}-{}", address.replace(':', "-"));
+    // As Istio has it: the last 253 characters.
+    let start = name.len().saturating_sub(253);
+    name.get(start..).unwrap_or(&name).to_owned()
+}
+
+fn entry_of(agent: &Agent, group: &WorkloadGroup, node: &Node) -> WorkloadEntry {
+    let template = &group.spec.template;
+    let wide = group.spec.metadata.clone().unwrap_or_default();
+    let mut labels = template.labels.clone();
+    labels.extend(wide.labels);
+    labels.extend(node.labels.clone());
+    labels.remove("istio-locality");
+    labels
+        .entry("networking.istio.io/tunnel".to_owned())
+        .or_insert_with(|| "http".to_owned());
+    let mut meta = Meta::new(&agent.namespace, &entry_name(&agent.workload_group, &agent.address));
+    meta.annotations = wide.annotations;
+    let registered_in = ("istio.io/autoRegistrationGroup".to_owned(), agent.workload_group.clone());
+    meta.annotations.extend([registered_in]);
+    meta.labels.clone_from(&labels);
+    let or = |own: &String, other: &String| if own.is_empty() { other.clone() } else { own.clone() };
+    let spec = EntryTemplate {
+        address: agent.address.clone(),
+        labels,
+        network: or(&template.network, &node.network),
+        locality: or(&template.locality, &node.locality),
+        service_account: agent.service_account.clone(),
+        ..template.clone()
+    };
+    WorkloadEntry::new(meta, spec)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::entry_name;
+
+    #[test]
+    fn entry_names() {
+        assert_eq!(entry_name("web", "10.0.0.1"), "web-10.0.0.1");
+        assert_eq!(entry_name("web", "fd00::1"), "web-fd00--1");
+    }
+}

@@ -1,0 +1,137 @@
+//! Workloads: from WorkloadEntries (applied or registered) and from endpoints written into ServiceEntries.
+
+use std::net::IpAddr;
+
+use mesh_proto::istio::workload::{Locality, NetworkMode, Port, PortList, TunnelProtocol, Workload, WorkloadStatus, WorkloadType};
+
+use super::policies::Attachments;
+use super::services::{Derived, DerivedPort, Target};
+use super::{Input, Sorted, bytes_of};
+use crate::resources::{EntryTemplate, Labels, Meta, Selector, ServiceEntry, WorkloadEntry};
+
+/// Label that says: this machine takes HBONE.
+const TUNNEL_LABEL: &str = "networking.istio.io/tunnel";
+
+pub(super) fn all(input: &Input<'_>, sorted: &Sorted<'_>, services: &[Derived], attachments: &Attachments<'_>) -> Vec<Workload> {
+    let mut workloads: Vec<_> = sorted
+        .entries
+        .iter()
+        .map(|entry| of_entry(input, entry, services, attachments))
+        .collect();
+    for entry in &sorted.service_entries {
+        workloads.extend(inline(input, entry, services, attachments));
+    }
+    workloads
+}
+
+fn of_entry(input: &Input<'_>, entry: &WorkloadEntry, services: &[Derived], attachments: &Attachments<'_>) -> Workload {
+    let meta = &entry.metadata;
+    let labels = entry.labels();
+    let uid = format!(
+        "{}/networking.istio.io/WorkloadEntry/{}/{}",
+        input.cluster_id, meta.namespace, meta.name
+    );
+    let mut workload = common(input, &entry.spec, meta, &labels, attachments);
+    workload.uid = uid;
+    workload.name.clone_from(&meta.name);
+    let selecting = services.iter().filter(|service| {
+        let here = service.records.first().is_some_and(|r| r.namespace == meta.namespace);
+        here && service.selector.as_ref().is_some_and(|wanted| {
+            let selector = Selector {
+                match_labels: wanted.clone(),
+            };
+            selector.matches(&labels)
+        })
+    });
+    for service in selecting {
+        attach(&mut workload, service, &entry.spec);
+    }
+    workload
+}
+
+/// Endpoints of a ServiceEntry. With resolution DNS and none written, each host is its own endpoint.
+fn inline(input: &Input<'_>, entry: &ServiceEntry, services: &[Derived], attachments: &Attachments<'_>) -> Vec<Workload> {
+    let (meta, spec) = (&entry.metadata, &entry.spec);
+    let by_dns = spec.resolution.as_deref().is_some_and(|r| r.starts_with("DNS"));
+    let mut endpoints = spec.endpoints.clone();
+    if endpoints.is_empty() && by_dns && spec.workload_selector.is_none() {
+        let hosts = spec.hosts.iter().filter(|h| !h.starts_with('*'));
+        endpoints = hosts
+            .map(|host| EntryTemplate {
+                address: host.clone(),
+                ..EntryTemplate::default()
+            })
+            .collect();
+    }
+    let key = (meta.namespace.clone(), meta.name.clone());
+    let service = services.iter().find(|s| s.entry.as_ref() == Some(&key));
+    let of_endpoint = |endpoint: &EntryTemplate| {
+        let mut workload = common(input, endpoint, meta, &endpoint.labels, attachments);
+        workload.uid = format!(
+            "{}/networking.istio.io/ServiceEntry/{}/{}/{}",
+            input.cluster_id, meta.namespace, meta.name, endpoint.address
+        );
+        workload.name.clone_from(&meta.name);
+        if let Some(service) = service {
+            attach(&mut workload, service, endpoint);
+        }
+        workload
+    };
+    endpoints.iter().map(of_endpoint).collect()
+}
+
+fn common(input: &Input<'_>, spec: &EntryTemplate, meta: &Meta, labels: &Labels, attachments: &Attachments<'_>) -> Workload {
+    let tunnel = labels.get(TUNNEL_LABEL).map(String::as_str) == Some("http")
+        || meta.annotations.get("ambient.istio.io/redirection").map(String::as_str) == Some("enabled");
+    let address = spec.address.parse::<IpAddr>().ok();
+    let label = |keys: &[&str]| keys.iter().find_map(|k| labels.get(*k)).cloned();
+    let name_keys = ["service.istio.io/canonical-name", "app.kubernetes.io/name", "app"];
+    let revision_keys = ["service.istio.io/canonical-revision", "app.kubernetes.io/version", "version"];
+    let mut locality = spec.locality.splitn(3, '/').map(str::to_owned);
+    Workload {
+        namespace: meta.namespace.clone(),
+        addresses: address.map(bytes_of).into_iter().collect(),
+        hostname: if address.is_none() { spec.address.clone() } else { String::new() },
+        network: spec.network.clone(),
+        tunnel_protocol: if tunnel { TunnelProtocol::Hbone } else { TunnelProtocol::None }.into(),
+        trust_domain: input.trust_domain.to_owned(),
+        service_account: spec.account().to_owned(),
+        canonical_name: label(&name_keys).unwrap_or_else(|| meta.name.clone()),
+        canonical_revision: label(&revision_keys).unwrap_or_else(|| "latest".to_owned()),
+        workload_type: WorkloadType::Pod.into(),
+        workload_name: meta.name.clone(),
+        authorization_policies: attachments.for_workload(&meta.namespace, labels),
+        status: WorkloadStatus::Healthy.into(),
+        cluster_id: input.cluster_id.to_owned(),
+        network_mode: NetworkMode::Standard.into(),
+        locality: (!spec.locality.is_empty()).then(|| Locality {
+            region: locality.next().unwrap_or_default(),
+            zone: locality.next().unwrap_or_default(),
+            subzone: locality.next().unwrap_or_default(),
+        }),
+        capacity: spec.weight,
+        ..Workload::default()
+    }
+}
+
+/// Makes the workload an endpoint of the service, under each of its hostnames.
+fn attach(workload: &mut Workload, service: &Derived, endpoint: &EntryTemplate) {
+    let wire = |port: &DerivedPort| {
+        let target = match &port.target {
+            Target::Number(number) => *number,
+            Target::NameElse(name, number) => endpoint.ports.get(name).copied().unwrap_or(*number),
+            Target::Name(name) => *endpoint.ports.get(name)?,
+        };
+        Some(Port {
+            service_port: port.number,
+            target_port: target,
+            app_protocol: port.protocol.into(),
+        })
+    };
+    let ports: Vec<Port> = service.ports.iter().filter_map(wire).collect();
+    for record in &service.records {
+        let key = format!("{}/{}", record.namespace, record.hostname);
+        let list = PortList { ports: ports.clone() };
+        workload.services.entry(key).or_insert(list);
+    }
+}

@@ -1,0 +1,95 @@
+#![allow(clippy::unwrap_used)]
+use super::*;
+
+fn parse(yaml: &str) -> Result<Option<Resource>, Vec<Problem>> {
+    Resource::parse(&SourceDocument {
+        file: "x.yaml".into(),
+        line: 10,
+        yaml: yaml.into(),
+    })
+}
+
+fn first_problem(yaml: &str) -> Problem {
+    parse(yaml).unwrap_err().remove(0)
+}
+
+#[test]
+fn reads_each_kind_and_keeps_it_through_json() {
+    for yaml in [
+        "apiVersion: networking.istio.io/v1\nkind: WorkloadGroup\nmetadata: {name: a, namespace: b}\nspec: {template: {serviceAccount: x}}\n",
+        "apiVersion: networking.istio.io/v1beta1\nkind: WorkloadEntry\nmetadata: {name: a}\nspec: {address: 10.0.0.1, ports: {http: 80}}\n",
+        "apiVersion: networking.istio.io/v1alpha3\nkind: ServiceEntry\nmetadata: {name: a}\nspec:\n  hosts: [a.example]\n  ports: [{number: 80, name: http, targetPort: 8080}]\n  resolution: STATIC\n  endpoints: [{address: 10.0.0.1}]\n",
+        "apiVersion: v1\nkind: Service\nmetadata: {name: a}\nspec: {selector: {app: a}, ports: [{port: 80, targetPort: http}, {port: 81, targetPort: 8081, name: x}]}\n",
+        "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: a}\nspec: {}\n",
+        "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: a}\nspec:\n  action: DENY\n  rules:\n  - from: [{source: {principals: ['*']}}]\n    to: [{operation: {ports: ['80']}}]\n    when: [{key: source.ip, values: [10.0.0.0/8]}]\n",
+        "apiVersion: security.istio.io/v1beta1\nkind: PeerAuthentication\nmetadata: {name: a}\nspec: {selector: {matchLabels: {a: b}}, mtls: {mode: STRICT}, portLevelMtls: {80: {mode: DISABLE}}}\n",
+    ] {
+        let resource = parse(yaml).unwrap_or_else(|p| panic!("{p:?}\n{yaml}")).unwrap();
+        let again = Resource::from_json(resource.kind(), &resource.to_json()).unwrap();
+        assert_eq!(resource, again);
+    }
+    assert_eq!(parse("# nothing\n").unwrap(), None);
+}
+
+#[test]
+fn an_unknown_field_is_named_with_its_line() {
+    let problem = first_problem(
+        "apiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata:\n  name: a\nspec:\n  hosts: [a.example]\n  prots: []\n",
+    );
+    assert_eq!((problem.file.as_str(), problem.line), ("x.yaml", 16), "{problem:?}");
+    assert!(problem.message.contains("prots"), "{problem:?}");
+}
+
+#[test]
+fn meaning_is_checked_where_the_field_stands() {
+    let problem = first_problem(
+        "apiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata:\n  name: a\nspec:\n  hosts:\n  - ok.example\n  - not a host\n  ports:\n  - {number: 80, name: http}\n",
+    );
+    assert_eq!((problem.line, problem.field.as_str()), (17, "spec.hosts[1]"), "{problem:?}");
+}
+
+#[test]
+fn unsupported_fields_are_errors() {
+    for (yaml, field, line) in [
+        (
+            "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: a}\nspec:\n  rules:\n  - to:\n    - operation:\n        paths: [/x]\n",
+            "spec.rules[0].to[0].operation.paths",
+            17,
+        ),
+        (
+            "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: a}\nspec:\n  action: CUSTOM\n",
+            "spec.action",
+            14,
+        ),
+        (
+            "apiVersion: networking.istio.io/v1\nkind: WorkloadGroup\nmetadata: {name: a}\nspec:\n  template: {}\n  probe: {}\n",
+            "spec.probe",
+            15,
+        ),
+        (
+            "apiVersion: v1\nkind: Service\nmetadata: {name: a}\nspec:\n  type: NodePort\n  ports: [{port: 1}]\n",
+            "spec.type",
+            14,
+        ),
+    ] {
+        let problem = first_problem(yaml);
+        assert_eq!((problem.field.as_str(), problem.line), (field, line), "{problem:?}");
+        assert!(problem.message.contains("not supported"), "{problem:?}");
+    }
+}
+
+#[test]
+fn the_reserved_namespace_is_refused() {
+    let problem = first_problem(
+        "apiVersion: networking.istio.io/v1\nkind: WorkloadGroup\nmetadata:\n  name: a\n  namespace: mesh-system\nspec: {template: {}}\n",
+    );
+    assert_eq!((problem.field.as_str(), problem.line), ("metadata.namespace", 14));
+}
+
+#[test]
+fn syntax_errors_and_foreign_kinds() {
+    assert_eq!(first_problem("kind: [\n").file, "x.yaml");
+    let problem = first_problem("apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: a}\n");
+    assert_eq!(problem.line, 11);
+    assert!(problem.message.contains("Deployment"));
+}
