@@ -13,7 +13,8 @@ use aws_lc_rs::digest::{SHA256, digest};
 pub(crate) use leaf::random;
 pub use leaf::{Leaf, PeerCertificate, public_key_of_csr};
 use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256,
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose,
+    PKCS_ECDSA_P256_SHA256,
 };
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
@@ -90,11 +91,17 @@ impl Authority {
     /// The CA of these anchors, with the key of the one that signs.
     pub fn from_rows(settings: &Settings, rows: Vec<AnchorRow>) -> Result<Self, CaError> {
         let anchors = rows.into_iter().map(Anchor::read).collect::<Result<Vec<_>, _>>()?;
-        let invalid = || CaError::Invalid("no anchor in the store signs; restore the data directory from a backup".into());
-        let signing = anchors.iter().find(|a| a.row.role == Role::Signing).ok_or_else(invalid)?;
+        let invalid =
+            || CaError::Invalid("no anchor in the store signs; restore the data directory from a backup".into());
+        let signing = anchors
+            .iter()
+            .find(|a| a.row.role == Role::Signing)
+            .ok_or_else(invalid)?;
         let key = keys::read(&keys::path(settings, &signing.row.fingerprint))?;
         if !signing.holds_key(&key) {
-            return Err(CaError::Invalid("the CA's key file does not belong to its certificate".into()));
+            return Err(CaError::Invalid(
+                "the CA's key file does not belong to its certificate".into(),
+            ));
         }
         let retiring = anchors.iter().any(|a| a.row.role == Role::Retiring);
         Ok(Self {
@@ -110,7 +117,12 @@ impl Authority {
     fn plugged(settings: &Settings, files: &crate::config::PluggedCa, store: &Store) -> Result<Self, CaError> {
         let key = keys::read(&files.key)?;
         let roots = keys::certificates(&files.root)?;
-        let chain = files.chain.as_deref().map(keys::certificates).transpose()?.unwrap_or_default();
+        let chain = files
+            .chain
+            .as_deref()
+            .map(keys::certificates)
+            .transpose()?
+            .unwrap_or_default();
         let mut anchors = Vec::new();
         for der in &roots {
             anchors.push(Anchor::read(AnchorRow {
@@ -130,7 +142,11 @@ impl Authority {
                 created_at: now(),
             })?,
             None => anchors.iter().find(|a| a.holds_key(&key)).cloned().ok_or_else(|| {
-                CaError::Invalid(format!("the key in {} belongs to no certificate in {}", files.key.display(), files.root.display()))
+                CaError::Invalid(format!(
+                    "the key in {} belongs to no certificate in {}",
+                    files.key.display(),
+                    files.root.display()
+                ))
             })?,
         };
         if !issuing.holds_key(&key) {
@@ -138,12 +154,15 @@ impl Authority {
             return Err(CaError::Invalid(message.into()));
         }
         let at = if chain.is_empty() {
-            anchors.iter().position(|a| a.row.fingerprint == issuing.row.fingerprint)
+            anchors
+                .iter()
+                .position(|a| a.row.fingerprint == issuing.row.fingerprint)
         } else {
             let top = chain.last().unwrap_or(&issuing.der);
             anchors.iter().position(|a| leaf::is_signed_by(top, &a.der))
         };
-        let at = at.ok_or_else(|| CaError::Invalid("the chain does not end at a certificate of the root file".into()))?;
+        let at =
+            at.ok_or_else(|| CaError::Invalid("the chain does not end at a certificate of the root file".into()))?;
         anchors[at].row.role = Role::Signing;
         store.write(|tx| {
             for old in AnchorRow::list(tx)? {
@@ -189,7 +208,10 @@ impl Authority {
     /// What the control plane's own server presents: leaf, intermediates, and the anchors (a joining agent knows only a pin).
     pub fn server_chain(&self, leaf: &Leaf) -> Vec<CertificateDer<'static>> {
         let mut chain = vec![leaf.der.clone()];
-        let middle = self.intermediates.iter().filter_map(|pem| CertificateDer::from_pem_slice(pem.as_bytes()).ok());
+        let middle = self
+            .intermediates
+            .iter()
+            .filter_map(|pem| CertificateDer::from_pem_slice(pem.as_bytes()).ok());
         chain.extend(middle);
         let trusted = self.anchors.iter().filter(|a| a.row.role != Role::Next || self.plugged);
         chain.extend(trusted.map(|a| a.der.clone()));
@@ -275,17 +297,25 @@ fn root_params(settings: &Settings, key: &KeyPair) -> CertificateParams {
 /// Lower-case hex.
 pub fn hex(bytes: &[u8]) -> String {
     use std::fmt::Write;
-    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
+    bytes
+        .iter()
+        .fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
+            let _ = write!(text, "{byte:02x}");
+            text
+        })
 }
 
 fn pem_of(der: &[u8]) -> String {
     use base64::Engine;
     let text = base64::engine::general_purpose::STANDARD.encode(der);
-    let lines: Vec<&str> = (0..text.len()).step_by(64).map(|i| &text[i..text.len().min(i + 64)]).collect();
-    format!("-----BEGIN CERTIFICATE-----\n{}\n-----END CERTIFICATE-----\n", lines.join("\n"))
+    let lines: Vec<&str> = (0..text.len())
+        .step_by(64)
+        .map(|i| &text[i..text.len().min(i + 64)])
+        .collect();
+    format!(
+        "-----BEGIN CERTIFICATE-----\n{}\n-----END CERTIFICATE-----\n",
+        lines.join("\n")
+    )
 }
 
 #[cfg(test)]

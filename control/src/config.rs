@@ -95,7 +95,10 @@ impl Settings {
     fn check(&self) -> Result<(), ConfigError> {
         let value = |text: String| Err(ConfigError::Value(text));
         if mesh_core::identity::Identity::control_plane(&self.trust_domain).is_err() {
-            return value(format!("trust_domain {:?} cannot be part of a SPIFFE ID", self.trust_domain));
+            return value(format!(
+                "trust_domain {:?} cannot be part of a SPIFFE ID",
+                self.trust_domain
+            ));
         }
         if self.dns_domain.is_empty() || self.dns_domain.starts_with('.') {
             return value(format!("dns_domain {:?} is not a domain", self.dns_domain));
@@ -145,13 +148,22 @@ mod tests {
     fn a_file_overrides_defaults_and_unknown_keys_are_refused() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("c.toml");
-        std::fs::write(&file, "trust_domain = \"td.example\"\naddresses = [\"10.0.0.1:15012\"]\n").unwrap();
+        std::fs::write(
+            &file,
+            "trust_domain = \"td.example\"\naddresses = [\"10.0.0.1:15012\"]\n",
+        )
+        .unwrap();
         let settings = Settings::load(Some(&file)).unwrap();
         assert_eq!(settings.trust_domain, "td.example");
         assert_eq!(settings.advertised(1), ["10.0.0.1:15012"]);
         assert_eq!(settings.grace_seconds, 10);
         std::fs::write(&file, "trust_domian = \"x\"\n").unwrap();
-        assert!(Settings::load(Some(&file)).unwrap_err().to_string().contains("trust_domian"));
+        assert!(
+            Settings::load(Some(&file))
+                .unwrap_err()
+                .to_string()
+                .contains("trust_domian")
+        );
     }
 
     #[test]

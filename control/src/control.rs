@@ -105,7 +105,11 @@ impl Control {
 
     /// TLS for operators.
     pub fn operators_tls(&self) -> Arc<ServerConfig> {
-        self.tls.read().unwrap_or_else(PoisonError::into_inner).operators.clone()
+        self.tls
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .operators
+            .clone()
     }
 
     /// Published states, newest only.
@@ -127,10 +131,9 @@ impl Control {
     /// The agent behind a call: it must come with a live, unrevoked workload certificate that we issued.
     pub async fn authenticate(&self, peer: &Peer) -> Result<Agent, Refusal> {
         let unauthenticated = |message: &str| Refusal::new(Code::Unauthenticated, "unauthenticated", message);
-        let certificate = peer
-            .certificate
-            .clone()
-            .ok_or_else(|| unauthenticated("this call needs a workload certificate of this mesh as TLS client certificate"))?;
+        let certificate = peer.certificate.clone().ok_or_else(|| {
+            unauthenticated("this call needs a workload certificate of this mesh as TLS client certificate")
+        })?;
         if certificate.not_after <= now() {
             let message = "the workload certificate has expired; recover with the host key";
             return Err(Refusal::new(Code::Unauthenticated, "certificate-expired", message));
@@ -147,13 +150,16 @@ impl Control {
                 None => Ok(None),
             })
             .await?;
-        let agent = found.ok_or_else(|| unauthenticated("the certificate was not issued to an agent of this control plane"))?;
+        let agent =
+            found.ok_or_else(|| unauthenticated("the certificate was not issued to an agent of this control plane"))?;
         if agent.revoked_at.is_some() {
             return Err(revoke::host_key_revoked());
         }
         let own = (certificate.identity.namespace(), certificate.identity.service_account());
         if own != (agent.namespace.as_str(), agent.service_account.as_str()) {
-            return Err(unauthenticated("the certificate is of an identity that this agent no longer has"));
+            return Err(unauthenticated(
+                "the certificate is of an identity that this agent no longer has",
+            ));
         }
         Ok(agent)
     }

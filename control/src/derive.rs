@@ -83,7 +83,10 @@ pub fn world(input: &Input<'_>) -> World {
     World {
         workloads: workloads.into_iter().map(|w| (w.uid.clone(), w)).collect(),
         services: services::records(services),
-        policies: policies.into_iter().map(|p| (format!("{}/{}", p.namespace, p.name), p)).collect(),
+        policies: policies
+            .into_iter()
+            .map(|p| (format!("{}/{}", p.namespace, p.name), p))
+            .collect(),
     }
 }
 
@@ -101,7 +104,11 @@ pub fn vip_owners(resources: &[Resource]) -> BTreeSet<String> {
 }
 
 fn vip_owner(resource: &Resource) -> String {
-    owner(resource.kind().as_str(), &resource.meta().namespace, &resource.meta().name)
+    owner(
+        resource.kind().as_str(),
+        &resource.meta().namespace,
+        &resource.meta().name,
+    )
 }
 
 fn owner(kind: &str, namespace: &str, name: &str) -> String {

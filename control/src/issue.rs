@@ -28,7 +28,8 @@ pub(crate) fn issue(
 ) -> Result<Vec<String>, Refusal> {
     let invalid = |e: &dyn std::fmt::Display| Refusal::new(Code::InvalidArgument, "csr-invalid", e.to_string());
     let spki = public_key_of_csr(csr).map_err(|e| invalid(&e))?;
-    let identity = Identity::new(&authority.trust_domain, &agent.namespace, &agent.service_account).map_err(|e| invalid(&e))?;
+    let identity =
+        Identity::new(&authority.trust_domain, &agent.namespace, &agent.service_account).map_err(|e| invalid(&e))?;
     if agent.namespace == mesh_core::identity::CONTROL_NAMESPACE {
         let message = "no machine may have an identity in namespace mesh-system";
         return Err(Refusal::new(Code::PermissionDenied, "namespace-reserved", message));
@@ -71,7 +72,9 @@ impl IstioCertificateService for Certificates {
         let agent = self.control.authenticate(&peer).await?;
         let request = request.into_inner();
         let longest = lifetime(&self.control.settings);
-        let asked = u64::try_from(request.validity_duration).ok().filter(|seconds| *seconds > 0);
+        let asked = u64::try_from(request.validity_duration)
+            .ok()
+            .filter(|seconds| *seconds > 0);
         let lifetime = asked.map_or(longest, |s| Duration::from_secs(s).clamp(SHORTEST, longest));
         let _steady = self.control.rotating.lock().await;
         let authority = self.control.authority();

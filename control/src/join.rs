@@ -51,19 +51,27 @@ impl Joins {
 
     /// Lets a call through the rate bounds and checks its proof of the host key.
     fn prove(&self, peer: &Peer, host: Option<HostProof>) -> Result<Proven, Refusal> {
-        let source = peer.address.ok_or_else(|| Refusal::internal("no peer address", &"not a TCP connection"))?.ip();
+        let source = peer
+            .address
+            .ok_or_else(|| Refusal::internal("no peer address", &"not a TCP connection"))?
+            .ip();
         self.control.limits.admit(source, Instant::now())?;
         let invalid = |message: &str| Refusal::new(Code::InvalidArgument, "host-proof", message);
         let host = host.ok_or_else(|| invalid("the host key's proof is missing"))?;
-        let (rest, spki) = SubjectPublicKeyInfo::from_der(&host.public_key).map_err(|_| invalid("the host key cannot be read"))?;
+        let (rest, spki) =
+            SubjectPublicKeyInfo::from_der(&host.public_key).map_err(|_| invalid("the host key cannot be read"))?;
         if !rest.is_empty() {
             return Err(invalid("the host key cannot be read"));
         }
-        let exporter = peer.exporter.ok_or_else(|| Refusal::internal("no TLS exporter", &"not TLS"))?;
+        let exporter = peer
+            .exporter
+            .ok_or_else(|| Refusal::internal("no TLS exporter", &"not TLS"))?;
         let message = [PROOF, &exporter].concat();
         UnparsedPublicKey::new(&ECDSA_P256_SHA256_ASN1, &spki.subject_public_key.data)
             .verify(&message, &host.signature)
-            .map_err(|_| invalid("the host key's signature does not fit this connection (a proxy that ends TLS in between?)"))?;
+            .map_err(|_| {
+                invalid("the host key's signature does not fit this connection (a proxy that ends TLS in between?)")
+            })?;
         let id = hex(&digest(&SHA256, &host.public_key).as_ref()[..8]);
         Ok(Proven {
             agent: id,
@@ -109,8 +117,15 @@ impl JoinService for Joins {
                 Ok::<_, Refusal>((agent, group, chain))
             })
             .await
-            .inspect_err(|refusal| tracing::info!(address = ?peer.address, word = refusal.word, %refusal, "join refused"))?;
-        tracing::info!(agent = agent.id, address = agent.address, group = agent.workload_group, "agent joined");
+            .inspect_err(
+                |refusal| tracing::info!(address = ?peer.address, word = refusal.word, %refusal, "join refused"),
+            )?;
+        tracing::info!(
+            agent = agent.id,
+            address = agent.address,
+            group = agent.workload_group,
+            "agent joined"
+        );
         Ok(Response::new(self.response(&agent, &group, chain)))
     }
 
@@ -142,7 +157,11 @@ impl JoinService for Joins {
                 Ok((agent, group, chain))
             })
             .await?;
-        tracing::info!(agent = agent.id, recoveries = agent.recoveries, "agent recovered by its host key");
+        tracing::info!(
+            agent = agent.id,
+            recoveries = agent.recoveries,
+            "agent recovered by its host key"
+        );
         Ok(Response::new(self.response(&agent, &group, chain)))
     }
 
@@ -163,7 +182,10 @@ fn admit(tx: &Transaction<'_>, proven: &Proven, request: &JoinRequest) -> Result
     }
     let (namespace, name) = token.workload_group.split_once('/').unwrap_or_default();
     let group = find_group(tx, namespace, name)?;
-    if let Some(other) = known.as_ref().filter(|a| a.namespace != namespace || a.workload_group != name) {
+    if let Some(other) = known
+        .as_ref()
+        .filter(|a| a.namespace != namespace || a.workload_group != name)
+    {
         let message = format!(
             "this machine already joined WorkloadGroup {}/{}; leave first: `mesh-agent leave`",
             other.namespace, other.workload_group

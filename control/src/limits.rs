@@ -76,7 +76,11 @@ impl Limits {
         }
         let room = state.sources.len() < SOURCES || state.sources.contains_key(&source);
         let fits = room
-            && state.sources.entry(source).or_insert_with(|| Bucket::full(ONE.1, now)).take(ONE, now)
+            && state
+                .sources
+                .entry(source)
+                .or_insert_with(|| Bucket::full(ONE.1, now))
+                .take(ONE, now)
             && state.all.take(ALL, now);
         if fits {
             return Ok(());

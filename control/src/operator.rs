@@ -10,10 +10,10 @@ use std::sync::Arc;
 pub use access::{OPERATOR_TOKEN_PREFIX, OperatorCredential};
 use mesh_proto::mesh::operator_server::Operator;
 use mesh_proto::mesh::{
-    AgentInfo, ApplyRequest, ApplyResponse, CaRotateRequest, CaStatusRequest, CaStatusResponse, CreateOperatorTokenRequest,
-    CreateOperatorTokenResponse, CreateTokenRequest, CreateTokenResponse, DeleteRequest, DeleteResponse, GetRequest, GetResponse,
-    ListAgentsRequest, ListAgentsResponse, ListTokensRequest, ListTokensResponse, RefusedClone, RevokeAgentRequest,
-    RevokeAgentResponse, RevokeTokenRequest, RevokeTokenResponse,
+    AgentInfo, ApplyRequest, ApplyResponse, CaRotateRequest, CaStatusRequest, CaStatusResponse,
+    CreateOperatorTokenRequest, CreateOperatorTokenResponse, CreateTokenRequest, CreateTokenResponse, DeleteRequest,
+    DeleteResponse, GetRequest, GetResponse, ListAgentsRequest, ListAgentsResponse, ListTokensRequest,
+    ListTokensResponse, RefusedClone, RevokeAgentRequest, RevokeAgentResponse, RevokeTokenRequest, RevokeTokenResponse,
 };
 use tonic::{Request, Response, Status};
 
@@ -81,7 +81,10 @@ impl Operators {
 
 #[tonic::async_trait]
 impl Operator for Operators {
-    async fn create_token(&self, request: Request<CreateTokenRequest>) -> Result<Response<CreateTokenResponse>, Status> {
+    async fn create_token(
+        &self,
+        request: Request<CreateTokenRequest>,
+    ) -> Result<Response<CreateTokenResponse>, Status> {
         self.allow(&request).await?;
         Ok(Response::new(self.new_token(request.into_inner()).await?))
     }
@@ -91,7 +94,10 @@ impl Operator for Operators {
         Ok(Response::new(self.all_tokens().await?))
     }
 
-    async fn revoke_token(&self, request: Request<RevokeTokenRequest>) -> Result<Response<RevokeTokenResponse>, Status> {
+    async fn revoke_token(
+        &self,
+        request: Request<RevokeTokenRequest>,
+    ) -> Result<Response<RevokeTokenResponse>, Status> {
         self.allow(&request).await?;
         self.end_token(request.into_inner().id).await?;
         Ok(Response::new(RevokeTokenResponse {}))
@@ -119,7 +125,10 @@ impl Operator for Operators {
         Ok(Response::new(ListAgentsResponse { agents }))
     }
 
-    async fn revoke_agent(&self, request: Request<RevokeAgentRequest>) -> Result<Response<RevokeAgentResponse>, Status> {
+    async fn revoke_agent(
+        &self,
+        request: Request<RevokeAgentRequest>,
+    ) -> Result<Response<RevokeAgentResponse>, Status> {
         self.allow(&request).await?;
         let certificates = self.control.revoke_agent(&request.into_inner().agent).await?;
         // Fewer agents to wait for.

@@ -92,7 +92,11 @@ impl Registry {
 
     /// Whether the agent has a stream.
     pub fn is_live(&self, agent: &str) -> bool {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner).live.contains_key(agent)
+        self.state
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .live
+            .contains_key(agent)
     }
 }
 

@@ -12,10 +12,12 @@ mod service;
 pub use kind::Kind;
 pub use meta::{Labels, Meta, Selector};
 pub use networking::{
-    Endpoint, EntryTemplate, ServiceEntry, ServiceEntryPort, ServiceEntrySpec, WorkloadEntry, WorkloadGroup, WorkloadGroupSpec,
+    Endpoint, EntryTemplate, ServiceEntry, ServiceEntryPort, ServiceEntrySpec, WorkloadEntry, WorkloadGroup,
+    WorkloadGroupSpec,
 };
 pub use security::{
-    AuthorizationPolicy, Condition, From as FromClause, MutualTls, Operation, PeerAuthentication, Rule, Source, To as ToClause,
+    AuthorizationPolicy, Condition, From as FromClause, MutualTls, Operation, PeerAuthentication, Rule, Source,
+    To as ToClause,
 };
 pub use service::{Service, ServicePort, ServiceSpec, TargetPort};
 
@@ -59,7 +61,10 @@ impl Resource {
         let places = position::Places::of(&document.yaml);
         let problem = |finding: &Finding| places.problem(document, finding);
         if document.yaml.len() > LONGEST_DOCUMENT {
-            return Err(vec![problem(&Finding::new("", "the document is longer than 1 MiB; split it"))]);
+            return Err(vec![problem(&Finding::new(
+                "",
+                "the document is longer than 1 MiB; split it",
+            ))]);
         }
         if places.is_empty() && places.error().is_none() {
             return Ok(None);

@@ -104,7 +104,11 @@ impl Control {
 
     /// Agents with a live certificate, and those of them that acknowledged the newest anchor.
     async fn counts(&self, authority: &Authority) -> Result<(u32, u32), Refusal> {
-        let newest = authority.anchors.last().map(|a| a.row.fingerprint.clone()).unwrap_or_default();
+        let newest = authority
+            .anchors
+            .last()
+            .map(|a| a.row.fingerprint.clone())
+            .unwrap_or_default();
         self.store
             .run(move |tx| {
                 let live = CertificateRow::newest_live(tx, now())?;
@@ -132,7 +136,10 @@ impl Control {
         let authority = self.authority();
         let made = tokio::task::spawn_blocking(move || {
             let mut row = ca::new_root(&settings, Role::Next)?;
-            let signing = authority.anchors.iter().find(|a| a.row.fingerprint == authority.signing());
+            let signing = authority
+                .anchors
+                .iter()
+                .find(|a| a.row.fingerprint == authority.signing());
             if let Some(signing) = signing {
                 row.cross_signed = Some(ca::cross_sign(&settings, &row, signing)?);
             }
@@ -168,7 +175,8 @@ impl Control {
         let gone: Vec<String> = retiring.map(|a| a.row.fingerprint.clone()).collect();
         tracing::info!(?gone, "rotation: the old anchor is dropped");
         let rows = gone.clone();
-        self.change_anchors(move |tx| rows.iter().try_for_each(|f| AnchorRow::delete(tx, f))).await?;
+        self.change_anchors(move |tx| rows.iter().try_for_each(|f| AnchorRow::delete(tx, f)))
+            .await?;
         for fingerprint in &gone {
             ca::forget_key(&self.settings, fingerprint);
         }
@@ -228,7 +236,13 @@ impl Control {
         if purged > 0 {
             tracing::debug!(purged, "forgot expired certificates");
         }
-        if !self.snapshots().borrow().of(crate::xds::XdsType::Revocation).resources.is_empty() {
+        if !self
+            .snapshots()
+            .borrow()
+            .of(crate::xds::XdsType::Revocation)
+            .resources
+            .is_empty()
+        {
             self.touch();
         }
         Ok(())

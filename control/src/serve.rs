@@ -72,8 +72,12 @@ pub async fn serve(settings: Settings, stopped: watch::Receiver<bool>) -> Result
 
     let control = Control::open(settings, store)?;
     let (agents_at, operators_at) = (agents.local_addr()?, operators.local_addr()?);
-    control.addresses.get_or_init(|| control.settings.advertised(agents_at.port()));
-    control.operator_addresses.get_or_init(|| vec![operators_at.to_string()]);
+    control
+        .addresses
+        .get_or_init(|| control.settings.advertised(agents_at.port()));
+    control
+        .operator_addresses
+        .get_or_init(|| vec![operators_at.to_string()]);
     write_addresses(&control, agents_at, operators_at)?;
 
     let tasks = [
@@ -82,8 +86,16 @@ pub async fn serve(settings: Settings, stopped: watch::Receiver<bool>) -> Result
         tokio::spawn(rotation::upkeep(control.clone())),
     ];
     let operator = OperatorServer::new(Operators::new(control.clone())).max_decoding_message_size(OPERATOR_MESSAGE);
-    let for_agents = server().serve_with_incoming_shutdown(agent_routes(&control), agent_connections(&control, agents), stop(&stopped));
-    let over_tls = server().serve_with_incoming_shutdown(operator.clone(), operator_connections(&control, operators), stop(&stopped));
+    let for_agents = server().serve_with_incoming_shutdown(
+        agent_routes(&control),
+        agent_connections(&control, agents),
+        stop(&stopped),
+    );
+    let over_tls = server().serve_with_incoming_shutdown(
+        operator.clone(),
+        operator_connections(&control, operators),
+        stop(&stopped),
+    );
     let over_socket = server().serve_with_incoming_shutdown(operator, incoming::local(local), stop(&stopped));
 
     tracing::info!(agents = %agents_at, operators = %operators_at, socket = %socket.display(), trust_domain = control.settings.trust_domain, "serving");
@@ -113,7 +125,11 @@ fn agent_routes(control: &Arc<Control>) -> routes::Routes {
 
 fn agent_connections(control: &Arc<Control>, listener: TcpListener) -> incoming::Incoming {
     let (config, admit) = (control.clone(), control.clone());
-    incoming::tls(listener, move || config.agents_tls(), move |certificate| admit.admits(certificate))
+    incoming::tls(
+        listener,
+        move || config.agents_tls(),
+        move |certificate| admit.admits(certificate),
+    )
 }
 
 fn operator_connections(control: &Arc<Control>, listener: TcpListener) -> incoming::Incoming {
@@ -128,7 +144,9 @@ async fn stop(stopped: &watch::Receiver<bool>) {
 /// Binds; `[::]` takes IPv4 too, and becomes `0.0.0.0` where there is no IPv6.
 fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     match bind(address) {
-        Err(error) if address.ip() == IpAddr::from([0u16; 8]) && error.raw_os_error() == Some(nix::libc::EAFNOSUPPORT) => {
+        Err(error)
+            if address.ip() == IpAddr::from([0u16; 8]) && error.raw_os_error() == Some(nix::libc::EAFNOSUPPORT) =>
+        {
             bind(SocketAddr::from((Ipv4Addr::UNSPECIFIED, address.port())))
         }
         bound => bound,
@@ -136,7 +154,11 @@ fn listen(address: SocketAddr) -> io::Result<TcpListener> {
 }
 
 fn bind(address: SocketAddr) -> io::Result<TcpListener> {
-    let socket = Socket::new(Domain::for_address(address), Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
+    let socket = Socket::new(
+        Domain::for_address(address),
+        Type::STREAM.nonblocking(),
+        Some(Protocol::TCP),
+    )?;
     socket.set_reuse_address(true)?;
     if address.is_ipv6() {
         socket.set_only_v6(false)?;
@@ -149,7 +171,10 @@ fn bind(address: SocketAddr) -> io::Result<TcpListener> {
 fn listen_local(path: &Path) -> io::Result<UnixListener> {
     // A socket that a killed process left behind answers nobody.
     if std::os::unix::net::UnixStream::connect(path).is_ok() {
-        return Err(io::Error::new(io::ErrorKind::AddrInUse, "another mesh-control is serving there"));
+        return Err(io::Error::new(
+            io::ErrorKind::AddrInUse,
+            "another mesh-control is serving there",
+        ));
     }
     match fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),

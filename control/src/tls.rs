@@ -43,7 +43,9 @@ pub fn server(authority: &Authority, lifetime: Duration) -> Result<ServerTls, Ca
             .with_protocol_versions(&[&rustls::version::TLS13])
             .map_err(|e| invalid(&e))
     };
-    let agents = builder()?.with_client_cert_verifier(verifier).with_single_cert(chain.clone(), key());
+    let agents = builder()?
+        .with_client_cert_verifier(verifier)
+        .with_single_cert(chain.clone(), key());
     let operators = builder()?.with_no_client_auth().with_single_cert(chain, key());
     Ok(ServerTls {
         agents: finish(agents.map_err(|e| invalid(&e))?),

@@ -37,7 +37,11 @@ pub fn create(
         ..refusal
     })?;
     debug_assert_eq!(found.metadata.name, name);
-    let lifetime = if request.lifetime_seconds == 0 { DEFAULT_LIFETIME } else { request.lifetime_seconds };
+    let lifetime = if request.lifetime_seconds == 0 {
+        DEFAULT_LIFETIME
+    } else {
+        request.lifetime_seconds
+    };
     if lifetime > LONGEST_LIFETIME {
         return Err(invalid("a token may live for at most 30 days (720h)".into()));
     }
@@ -64,7 +68,11 @@ pub fn create(
         uses: 0,
     };
     row.insert(tx)?;
-    let advertised = if request.addresses.is_empty() { addresses } else { &request.addresses };
+    let advertised = if request.addresses.is_empty() {
+        addresses
+    } else {
+        &request.addresses
+    };
     let text = mesh_core::token::encode(&BootstrapToken {
         addresses: advertised.to_vec(),
         ca_pins: authority.pins(),
@@ -91,7 +99,10 @@ pub fn check(tx: &Transaction<'_>, id: &str, secret: &[u8], agent: &str, source:
     }
     match token.state(now()) {
         TokenState::Revoked => {
-            return denied("token-revoked", format!("token {id} was revoked; ask an operator for a new one"));
+            return denied(
+                "token-revoked",
+                format!("token {id} was revoked; ask an operator for a new one"),
+            );
         }
         TokenState::Expired => {
             let message = format!("token {id} has expired; make a new one with `meshctl token create`");

@@ -21,7 +21,11 @@ pub(super) fn path(settings: &Settings, fingerprint: &str) -> PathBuf {
 pub(super) fn write(path: &Path, pem: &[u8]) -> Result<(), CaError> {
     let failed = |e| CaError::File(path.to_owned(), e);
     let dir = path.parent().unwrap_or(Path::new("."));
-    DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(failed)?;
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(dir)
+        .map_err(failed)?;
     let temporary = path.with_extension("tmp");
     let _ = fs::remove_file(&temporary);
     let mut file = OpenOptions::new()
@@ -38,7 +42,12 @@ pub(super) fn write(path: &Path, pem: &[u8]) -> Result<(), CaError> {
 /// Reads a PKCS#8 key.
 pub(super) fn read(path: &Path) -> Result<KeyPair, CaError> {
     let pem = fs::read_to_string(path).map_err(|e| CaError::File(path.to_owned(), e))?;
-    KeyPair::from_pem(&pem).map_err(|e| CaError::Invalid(format!("{}: not a usable private key (PKCS#8 PEM): {e}", path.display())))
+    KeyPair::from_pem(&pem).map_err(|e| {
+        CaError::Invalid(format!(
+            "{}: not a usable private key (PKCS#8 PEM): {e}",
+            path.display()
+        ))
+    })
 }
 
 /// Reads all certificates of a PEM file; at least one.

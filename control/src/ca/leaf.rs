@@ -4,7 +4,9 @@ use std::time::{Duration, SystemTime};
 
 use aws_lc_rs::digest::{SHA256, digest};
 use mesh_core::identity::Identity;
-use rcgen::{CertificateParams, DistinguishedName, ExtendedKeyUsagePurpose, IsCa, KeyUsagePurpose, SanType, SubjectPublicKeyInfo};
+use rcgen::{
+    CertificateParams, DistinguishedName, ExtendedKeyUsagePurpose, IsCa, KeyUsagePurpose, SanType, SubjectPublicKeyInfo,
+};
 use rustls_pki_types::CertificateDer;
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate, X509CertificationRequest};
 
@@ -63,7 +65,8 @@ pub fn public_key_of_csr(pem: &str) -> Result<Vec<u8>, CaError> {
     if !rest.is_empty() {
         return Err(invalid("has trailing bytes"));
     }
-    csr.verify_signature().map_err(|_| invalid("is not signed by its own key"))?;
+    csr.verify_signature()
+        .map_err(|_| invalid("is not signed by its own key"))?;
     let spki = csr.certification_request_info.subject_pki.raw.to_vec();
     SubjectPublicKeyInfo::from_der(&spki).map_err(|_| invalid("has a key of an unsupported kind; use ECDSA P-256"))?;
     Ok(spki)
@@ -107,7 +110,10 @@ impl PeerCertificate {
 
 /// Whether `issuer`'s key signed `certificate`.
 pub(super) fn is_signed_by(certificate: &[u8], issuer: &[u8]) -> bool {
-    let (Ok((_, certificate)), Ok((_, issuer))) = (X509Certificate::from_der(certificate), X509Certificate::from_der(issuer)) else {
+    let (Ok((_, certificate)), Ok((_, issuer))) = (
+        X509Certificate::from_der(certificate),
+        X509Certificate::from_der(issuer),
+    ) else {
         return false;
     };
     certificate.verify_signature(Some(issuer.public_key())).is_ok()

@@ -39,7 +39,10 @@ fn only_the_public_key_of_a_request_is_taken() {
     let leaf = ca.issue(&spki, &identity, Duration::from_secs(3600)).unwrap();
     let peer = PeerCertificate::read(&leaf.der).unwrap();
     assert_eq!(peer.identity, identity);
-    assert_eq!((peer.serial, peer.spki_sha256, peer.not_after), (leaf.serial, leaf.spki_sha256, leaf.not_after));
+    assert_eq!(
+        (peer.serial, peer.spki_sha256, peer.not_after),
+        (leaf.serial, leaf.spki_sha256, leaf.not_after)
+    );
     assert!(leaf::is_signed_by(&leaf.der, &ca.anchors[0].der));
     let (_, cert) = x509_parser::parse_x509_certificate(&leaf.der).unwrap();
     let names = &cert.subject_alternative_name().unwrap().unwrap().value.general_names;

@@ -59,7 +59,13 @@ impl Control {
             .map(|a| (a.row.fingerprint.clone(), a.row.certificate.clone()))
             .collect();
         let before = self.snapshot.borrow().clone();
-        Ok(Snapshot::new(&before, &world, &revoked, &self.settings.trust_domain, &anchors))
+        Ok(Snapshot::new(
+            &before,
+            &world,
+            &revoked,
+            &self.settings.trust_domain,
+            &anchors,
+        ))
     }
 
     /// Reads anew which certificates are refused.

@@ -102,7 +102,12 @@ impl Control {
             hostname: node.hostname.clone(),
             at: now(),
         };
-        tracing::warn!(agent = agent.id, address = clone.address, hostname = clone.hostname, "refused a clone");
+        tracing::warn!(
+            agent = agent.id,
+            address = clone.address,
+            hostname = clone.hostname,
+            "refused a clone"
+        );
         let id = agent.id.clone();
         let recorded = self.store.run(move |tx| Agent::record_clone(tx, &id, &clone));
         if let Err(error) = recorded.await {
@@ -136,7 +141,10 @@ fn register(tx: &Transaction<'_>, mut agent: Agent, node: &Node) -> Result<(), R
         return Err(super::revoke::host_key_revoked());
     }
     agent.last_seen = now();
-    for (kept, new) in [(&mut agent.version, &node.version), (&mut agent.hostname, &node.hostname)] {
+    for (kept, new) in [
+        (&mut agent.version, &node.version),
+        (&mut agent.hostname, &node.hostname),
+    ] {
         if !new.is_empty() {
             kept.clone_from(new);
         }
@@ -147,10 +155,16 @@ fn register(tx: &Transaction<'_>, mut agent: Agent, node: &Node) -> Result<(), R
     }
     let group = group_of(tx, &agent)?;
     if node.group != group.metadata.name {
-        let message = format!("the stream asks for WorkloadGroup {}, but the agent joined {}", node.group, group.metadata.name);
+        let message = format!(
+            "the stream asks for WorkloadGroup {}, but the agent joined {}",
+            node.group, group.metadata.name
+        );
         return Err(Refusal::new(Code::PermissionDenied, "identity-mismatch", message));
     }
-    let address = agent.address.parse().map_err(|e| Refusal::internal("the agent's address cannot be read", &e))?;
+    let address = agent
+        .address
+        .parse()
+        .map_err(|e| Refusal::internal("the agent's address cannot be read", &e))?;
     if let Some(holder) = held_by_another(tx, address, &agent.id)? {
         let message = format!("address {address} is held by {holder}; remove that, or join with --address");
         return Err(Refusal::new(Code::FailedPrecondition, "address-taken", message));
@@ -203,7 +217,10 @@ fn entry_of(agent: &Agent, group: &WorkloadGroup, node: &Node) -> WorkloadEntry 
         .or_insert_with(|| "http".to_owned());
     let mut meta = Meta::new(&agent.namespace, &entry_name(&agent.workload_group, &agent.address));
     meta.annotations = wide.annotations;
-    let registered_in = ("istio.io/autoRegistrationGroup".to_owned(), agent.workload_group.clone());
+    let registered_in = (
+        "istio.io/autoRegistrationGroup".to_owned(),
+        agent.workload_group.clone(),
+    );
     meta.annotations.extend([registered_in]);
     meta.labels.clone_from(&labels);
     let or = |own: &String, other: &String| if own.is_empty() { other.clone() } else { own.clone() };

@@ -67,7 +67,8 @@ fn find(tx: &rusqlite::Transaction<'_>, wanted: &str) -> Result<Agent, Refusal> 
         {
             return Ok(agent);
         }
-        let named = |a: &Agent| a.namespace == namespace && super::register::entry_name(&a.workload_group, &a.address) == name;
+        let named =
+            |a: &Agent| a.namespace == namespace && super::register::entry_name(&a.workload_group, &a.address) == name;
         if let Some(agent) = Agent::list(tx)?.into_iter().rfind(named) {
             return Ok(agent);
         }

@@ -35,7 +35,11 @@ fn inherited(peers: &[&PeerAuthentication], namespace: &str) -> bool {
         let mut found = peers.iter().filter(|p| p.metadata.namespace == of && !has_selector(p));
         found.next().map_or(Mode::Unset, |p| mode(p.spec.mtls.as_ref()))
     };
-    let own = if namespace == ROOT_NAMESPACE { Mode::Unset } else { wide(namespace) };
+    let own = if namespace == ROOT_NAMESPACE {
+        Mode::Unset
+    } else {
+        wide(namespace)
+    };
     match own {
         Mode::Unset => wide(ROOT_NAMESPACE) == Mode::Strict,
         own => own == Mode::Strict,
@@ -50,7 +54,9 @@ fn effective(peers: &[&PeerAuthentication], peer: &PeerAuthentication) -> (bool,
     };
     let other = if strict { Mode::Open } else { Mode::Strict };
     let ports = peer.spec.port_level_mtls.iter();
-    let otherwise = ports.filter(|(_, mtls)| mode(Some(mtls)) == other).map(|(port, _)| *port);
+    let otherwise = ports
+        .filter(|(_, mtls)| mode(Some(mtls)) == other)
+        .map(|(port, _)| *port);
     (strict, otherwise.collect())
 }
 

@@ -1,7 +1,9 @@
 //! AuthorizationPolicies as L4 authorization, and which of them each workload must name.
 
 use mesh_proto::istio::security::string_match::MatchType;
-use mesh_proto::istio::security::{self, Action, Address, Authorization, Clause, Match, Rule, Scope, ServiceAccountMatch, StringMatch};
+use mesh_proto::istio::security::{
+    self, Action, Address, Authorization, Clause, Match, Rule, Scope, ServiceAccountMatch, StringMatch,
+};
 
 use super::{ROOT_NAMESPACE, Sorted, bytes_of, peers};
 use crate::resources::check::parse_range;
@@ -32,9 +34,12 @@ impl<'a> Attachments<'a> {
     pub(super) fn for_workload(&self, namespace: &str, labels: &Labels) -> Vec<String> {
         let mine = self.policies.iter().filter(|policy| {
             let of = &policy.metadata.namespace;
-            (of == namespace || of == ROOT_NAMESPACE) && policy.spec.selector.as_ref().is_some_and(|s| s.matches(labels))
+            (of == namespace || of == ROOT_NAMESPACE)
+                && policy.spec.selector.as_ref().is_some_and(|s| s.matches(labels))
         });
-        let mut keys: Vec<_> = mine.map(|p| format!("{}/{}", p.metadata.namespace, p.metadata.name)).collect();
+        let mut keys: Vec<_> = mine
+            .map(|p| format!("{}/{}", p.metadata.namespace, p.metadata.name))
+            .collect();
         keys.extend(peers::for_workload(&self.peers, namespace, labels));
         keys.sort();
         keys.dedup();
@@ -62,7 +67,11 @@ fn convert(policy: &AuthorizationPolicy) -> Authorization {
         namespace: meta.namespace.clone(),
         scope: scope.into(),
         action: if deny { Action::Deny } else { Action::Allow }.into(),
-        rules: spec.rules.iter().map(|rule| convert_rule(rule, &meta.namespace)).collect(),
+        rules: spec
+            .rules
+            .iter()
+            .map(|rule| convert_rule(rule, &meta.namespace))
+            .collect(),
         dry_run: dry.is_some_and(|d| d.parse() == Ok(true)),
     }
 }

@@ -103,7 +103,12 @@ fn of_entry(input: &Input<'_>, entry: &ServiceEntry) -> Derived {
         ports: wire_ports(&ports),
         subject_alt_names: spec.subject_alt_names.clone(),
         load_balancing: balancing.clone(),
-        visibility: if private { Visibility::Namespace } else { Visibility::Public }.into(),
+        visibility: if private {
+            Visibility::Namespace
+        } else {
+            Visibility::Public
+        }
+        .into(),
         ..workload::Service::default()
     };
     Derived {
@@ -134,7 +139,10 @@ fn of_service(input: &Input<'_>, service: &Service) -> Derived {
         None | Some("") => automatic(input, "Service", meta),
         Some(ip) => explicit(std::slice::from_ref(&ip.to_owned())),
     };
-    let annotated = meta.annotations.get(TRAFFIC_DISTRIBUTION).or(spec.traffic_distribution.as_ref());
+    let annotated = meta
+        .annotations
+        .get(TRAFFIC_DISTRIBUTION)
+        .or(spec.traffic_distribution.as_ref());
     let mut balancing = distribution(annotated.map(String::as_str));
     if spec.internal_traffic_policy.as_deref() == Some("Local") {
         balancing = Some(LoadBalancing {
@@ -147,7 +155,10 @@ fn of_service(input: &Input<'_>, service: &Service) -> Derived {
         balancing.get_or_insert_with(LoadBalancing::default).health_policy = HealthPolicy::AllowAll.into();
     }
     let base = format!("{}.{}", meta.name, meta.namespace);
-    let hosts = [format!("{base}.svc.cluster.local"), format!("{base}.{}", input.dns_domain)];
+    let hosts = [
+        format!("{base}.svc.cluster.local"),
+        format!("{base}.{}", input.dns_domain),
+    ];
     let record = |hostname: &String| workload::Service {
         name: meta.name.clone(),
         namespace: meta.namespace.clone(),

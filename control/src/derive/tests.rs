@@ -36,7 +36,10 @@ fn a_workload_entry_behind_a_service_entry() {
     let workload = &world.workloads["mesh/networking.istio.io/WorkloadEntry/shop/vm"];
     assert_eq!(workload.addresses, [vec![10, 0, 0, 1]]);
     assert_eq!(workload.tunnel_protocol(), TunnelProtocol::Hbone);
-    assert_eq!((workload.service_account.as_str(), workload.capacity), ("orders", Some(3)));
+    assert_eq!(
+        (workload.service_account.as_str(), workload.capacity),
+        ("orders", Some(3))
+    );
     assert_eq!(workload.canonical_name, "orders");
     assert_eq!(workload.locality.as_ref().unwrap().zone, "z");
     let keys: Vec<_> = workload.services.keys().cloned().collect();
@@ -79,7 +82,11 @@ fn resolutions_and_visibility() {
     let dns = &world.workloads["mesh/networking.istio.io/ServiceEntry/a/dns/backend.example"];
     assert_eq!(dns.hostname, "backend.example");
     assert_eq!(dns.services.len(), 2);
-    assert!(world.workloads.contains_key("mesh/networking.istio.io/ServiceEntry/a/self/s.example"));
+    assert!(
+        world
+            .workloads
+            .contains_key("mesh/networking.istio.io/ServiceEntry/a/self/s.example")
+    );
 }
 
 #[test]
@@ -89,7 +96,10 @@ fn policies_by_scope_and_shape() {
     ));
     let all = &world.policies["mesh-system/all"];
     assert!(all.dry_run);
-    assert_eq!((all.scope(), all.action(), all.rules.len()), (Scope::Global, Action::Allow, 0));
+    assert_eq!(
+        (all.scope(), all.action(), all.rules.len()),
+        (Scope::Global, Action::Allow, 0)
+    );
     let ns = &world.policies["shop/ns"];
     assert_eq!((ns.scope(), ns.action()), (Scope::Namespace, Action::Deny));
     assert!(ns.rules[0].clauses.is_empty());

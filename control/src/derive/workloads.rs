@@ -2,7 +2,9 @@
 
 use std::net::IpAddr;
 
-use mesh_proto::istio::workload::{Locality, NetworkMode, Port, PortList, TunnelProtocol, Workload, WorkloadStatus, WorkloadType};
+use mesh_proto::istio::workload::{
+    Locality, NetworkMode, Port, PortList, TunnelProtocol, Workload, WorkloadStatus, WorkloadType,
+};
 
 use super::policies::Attachments;
 use super::services::{Derived, DerivedPort, Target};
@@ -12,7 +14,12 @@ use crate::resources::{EntryTemplate, Labels, Meta, Selector, ServiceEntry, Work
 /// Label that says: this machine takes HBONE.
 const TUNNEL_LABEL: &str = "networking.istio.io/tunnel";
 
-pub(super) fn all(input: &Input<'_>, sorted: &Sorted<'_>, services: &[Derived], attachments: &Attachments<'_>) -> Vec<Workload> {
+pub(super) fn all(
+    input: &Input<'_>,
+    sorted: &Sorted<'_>,
+    services: &[Derived],
+    attachments: &Attachments<'_>,
+) -> Vec<Workload> {
     let mut workloads: Vec<_> = sorted
         .entries
         .iter()
@@ -50,7 +57,12 @@ fn of_entry(input: &Input<'_>, entry: &WorkloadEntry, services: &[Derived], atta
 }
 
 /// Endpoints of a ServiceEntry. With resolution DNS and none written, each host is its own endpoint.
-fn inline(input: &Input<'_>, entry: &ServiceEntry, services: &[Derived], attachments: &Attachments<'_>) -> Vec<Workload> {
+fn inline(
+    input: &Input<'_>,
+    entry: &ServiceEntry,
+    services: &[Derived],
+    attachments: &Attachments<'_>,
+) -> Vec<Workload> {
     let (meta, spec) = (&entry.metadata, &entry.spec);
     let by_dns = spec.resolution.as_deref().is_some_and(|r| r.starts_with("DNS"));
     let mut endpoints = spec.endpoints.clone();
@@ -80,20 +92,39 @@ fn inline(input: &Input<'_>, entry: &ServiceEntry, services: &[Derived], attachm
     endpoints.iter().map(of_endpoint).collect()
 }
 
-fn common(input: &Input<'_>, spec: &EntryTemplate, meta: &Meta, labels: &Labels, attachments: &Attachments<'_>) -> Workload {
+fn common(
+    input: &Input<'_>,
+    spec: &EntryTemplate,
+    meta: &Meta,
+    labels: &Labels,
+    attachments: &Attachments<'_>,
+) -> Workload {
     let tunnel = labels.get(TUNNEL_LABEL).map(String::as_str) == Some("http")
         || meta.annotations.get("ambient.istio.io/redirection").map(String::as_str) == Some("enabled");
     let address = spec.address.parse::<IpAddr>().ok();
     let label = |keys: &[&str]| keys.iter().find_map(|k| labels.get(*k)).cloned();
     let name_keys = ["service.istio.io/canonical-name", "app.kubernetes.io/name", "app"];
-    let revision_keys = ["service.istio.io/canonical-revision", "app.kubernetes.io/version", "version"];
+    let revision_keys = [
+        "service.istio.io/canonical-revision",
+        "app.kubernetes.io/version",
+        "version",
+    ];
     let mut locality = spec.locality.splitn(3, '/').map(str::to_owned);
     Workload {
         namespace: meta.namespace.clone(),
         addresses: address.map(bytes_of).into_iter().collect(),
-        hostname: if address.is_none() { spec.address.clone() } else { String::new() },
+        hostname: if address.is_none() {
+            spec.address.clone()
+        } else {
+            String::new()
+        },
         network: spec.network.clone(),
-        tunnel_protocol: if tunnel { TunnelProtocol::Hbone } else { TunnelProtocol::None }.into(),
+        tunnel_protocol: if tunnel {
+            TunnelProtocol::Hbone
+        } else {
+            TunnelProtocol::None
+        }
+        .into(),
         trust_domain: input.trust_domain.to_owned(),
         service_account: spec.account().to_owned(),
         canonical_name: label(&name_keys).unwrap_or_else(|| meta.name.clone()),

@@ -29,7 +29,8 @@ pub(crate) fn accept(
         asked.parse::<IpAddr>().map_err(unreadable)?.to_canonical()
     };
     if !is_routable(address) {
-        let message = format!("{address} is not an address that others can reach; give this machine's own with --address");
+        let message =
+            format!("{address} is not an address that others can reach; give this machine's own with --address");
         return Err(Refusal::new(Code::InvalidArgument, "address-invalid", message));
     }
     let allowed = group.allowed_cidrs();
@@ -63,7 +64,8 @@ pub(crate) fn held_by_another(tx: &Transaction<'_>, address: IpAddr, agent: &str
         if row.agent.as_deref() == Some(agent) {
             continue;
         }
-        let Some(resource) = Kind::find(&row.key.kind).and_then(|kind| Resource::from_json(kind, &row.json).ok()) else {
+        let Some(resource) = Kind::find(&row.key.kind).and_then(|kind| Resource::from_json(kind, &row.json).ok())
+        else {
             continue;
         };
         if holds(&resource, address) {
@@ -89,7 +91,8 @@ fn holds(resource: &Resource, address: IpAddr) -> bool {
             // A range describes a network, not a holder of its addresses.
             let ranges = r.spec.addresses.iter().filter_map(|a| parse_range(a));
             let single = |range: &ipnet::IpNet| range.prefix_len() == range.max_prefix_len();
-            ranges.filter(single).any(|range| range.contains(&address)) || r.spec.endpoints.iter().any(|e| is(&e.address))
+            ranges.filter(single).any(|range| range.contains(&address))
+                || r.spec.endpoints.iter().any(|e| is(&e.address))
         }
         Resource::WorkloadGroup(_) | Resource::AuthorizationPolicy(_) | Resource::PeerAuthentication(_) => false,
     }
@@ -102,7 +105,15 @@ mod tests {
 
     #[test]
     fn unreachable_addresses() {
-        for text in ["127.0.0.1", "169.254.169.254", "::1", "fe80::1", "0.0.0.0", "224.0.0.1", "::"] {
+        for text in [
+            "127.0.0.1",
+            "169.254.169.254",
+            "::1",
+            "fe80::1",
+            "0.0.0.0",
+            "224.0.0.1",
+            "::",
+        ] {
             assert!(!is_routable(text.parse().unwrap()), "{text}");
         }
         assert!(is_routable("10.0.0.1".parse().unwrap()));

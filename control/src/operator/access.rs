@@ -53,7 +53,8 @@ impl Operators {
             if uid == 0 || uid == nix::unistd::geteuid().as_raw() {
                 return Ok(());
             }
-            let message = "only root and mesh-control's own user may use the local socket; use sudo, or an operator token";
+            let message =
+                "only root and mesh-control's own user may use the local socket; use sudo, or an operator token";
             return Err(Refusal::new(Code::PermissionDenied, "not-operator", message));
         }
         let unauthenticated = || {
@@ -61,10 +62,18 @@ impl Operators {
             Refusal::new(Code::Unauthenticated, "not-operator", message)
         };
         let header = request.metadata().get("authorization").and_then(|v| v.to_str().ok());
-        let secret = header.and_then(|v| v.strip_prefix("Bearer ")).ok_or_else(unauthenticated)?;
-        let secret = URL_SAFE_NO_PAD.decode(secret.as_bytes()).map_err(|_| unauthenticated())?;
+        let secret = header
+            .and_then(|v| v.strip_prefix("Bearer "))
+            .ok_or_else(unauthenticated)?;
+        let secret = URL_SAFE_NO_PAD
+            .decode(secret.as_bytes())
+            .map_err(|_| unauthenticated())?;
         let hash = digest(&SHA256, &secret).as_ref().to_vec();
-        let found = self.control.store.run(move |tx| OperatorToken::authenticate(tx, &hash, now())).await?;
+        let found = self
+            .control
+            .store
+            .run(move |tx| OperatorToken::authenticate(tx, &hash, now()))
+            .await?;
         let name = found.ok_or_else(unauthenticated)?;
         tracing::debug!(operator = name, "operator call");
         Ok(())
@@ -73,11 +82,18 @@ impl Operators {
     /// Makes an operator token; of the same name, it replaces the one before.
     pub(super) async fn new_operator_token(&self, request: CreateOperatorTokenRequest) -> Result<String, Refusal> {
         if !is_name(&request.name) {
-            let message = format!("{:?} is not a name: use lower case letters, digits, '-' and '.'", request.name);
+            let message = format!(
+                "{:?} is not a name: use lower case letters, digits, '-' and '.'",
+                request.name
+            );
             return Err(Refusal::new(Code::InvalidArgument, "invalid", message));
         }
         let secret: [u8; 32] = random();
-        let lifetime = if request.lifetime_seconds == 0 { DEFAULT_LIFETIME } else { request.lifetime_seconds };
+        let lifetime = if request.lifetime_seconds == 0 {
+            DEFAULT_LIFETIME
+        } else {
+            request.lifetime_seconds
+        };
         let row = OperatorToken {
             name: request.name,
             secret_sha256: digest(&SHA256, &secret).as_ref().to_vec(),

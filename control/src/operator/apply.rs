@@ -1,7 +1,8 @@
 //! Applying, getting and deleting resources. Applying is all or nothing.
 
 use mesh_proto::mesh::{
-    AppliedResource, ApplyRequest, ApplyResponse, DeleteRequest, GetRequest, GetResponse, Problem, SourceDocument, StoredResource,
+    AppliedResource, ApplyRequest, ApplyResponse, DeleteRequest, GetRequest, GetResponse, Problem, SourceDocument,
+    StoredResource,
 };
 use tonic::Code;
 
@@ -42,7 +43,11 @@ impl Operators {
     }
 
     pub(super) async fn find_resources(&self, request: GetRequest) -> Result<GetResponse, Refusal> {
-        let kind = if request.kind.is_empty() { "" } else { kind_of(&request.kind)?.as_str() };
+        let kind = if request.kind.is_empty() {
+            ""
+        } else {
+            kind_of(&request.kind)?.as_str()
+        };
         let rows = self
             .control
             .store
@@ -134,7 +139,11 @@ fn problem(document: &SourceDocument, field: &str, message: String) -> Problem {
 }
 
 /// Writes everything; a dry run takes it back in the same breath.
-fn put(tx: &rusqlite::Transaction<'_>, resources: &[(SourceDocument, Resource)], dry_run: bool) -> Result<Vec<AppliedResource>, Refusal> {
+fn put(
+    tx: &rusqlite::Transaction<'_>,
+    resources: &[(SourceDocument, Resource)],
+    dry_run: bool,
+) -> Result<Vec<AppliedResource>, Refusal> {
     if dry_run {
         tx.execute_batch("SAVEPOINT dry_run")?;
     }

@@ -36,7 +36,9 @@ pub fn is_name(text: &str) -> bool {
         && text.split('.').all(|label| {
             !label.is_empty()
                 && label.len() <= 63
-                && label.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
+                && label
+                    .bytes()
+                    .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
                 && !label.starts_with('-')
                 && !label.ends_with('-')
         })
@@ -55,14 +57,20 @@ pub fn is_host_or_wildcard(text: &str) -> bool {
 /// Checks a port number.
 pub(super) fn port(number: u32, field: &str, findings: &mut Vec<Finding>) {
     if !(1..=65_535).contains(&number) {
-        findings.push(Finding::new(field, format!("{number} is not a port; ports are 1 to 65535")));
+        findings.push(Finding::new(
+            field,
+            format!("{number} is not a port; ports are 1 to 65535"),
+        ));
     }
 }
 
 /// Checks an address or CIDR range.
 pub(super) fn address_or_range(text: &str, field: &str, findings: &mut Vec<Finding>) {
     if parse_range(text).is_none() {
-        findings.push(Finding::new(field, format!("{text:?} is neither an IP address nor a CIDR range")));
+        findings.push(Finding::new(
+            field,
+            format!("{text:?} is neither an IP address nor a CIDR range"),
+        ));
     }
 }
 

@@ -75,7 +75,10 @@ impl Kind {
         if versions.contains(&api_version) {
             return Ok(found);
         }
-        let message = format!("{kind} has no apiVersion {api_version:?}; use {}", versions.join(" or "));
+        let message = format!(
+            "{kind} has no apiVersion {api_version:?}; use {}",
+            versions.join(" or ")
+        );
         Err(Finding::new("apiVersion", message))
     }
 

@@ -53,11 +53,17 @@ impl Meta {
 
     pub(super) fn check(&self, findings: &mut Vec<Finding>) {
         if !is_name(&self.name) {
-            let message = format!("{:?} is not a name: use lower case letters, digits, '-' and '.'", self.name);
+            let message = format!(
+                "{:?} is not a name: use lower case letters, digits, '-' and '.'",
+                self.name
+            );
             findings.push(Finding::new("metadata.name", message));
         }
         if !is_name(&self.namespace) || self.namespace.contains('.') {
-            let message = format!("{:?} is not a namespace: use lower case letters, digits and '-'", self.namespace);
+            let message = format!(
+                "{:?} is not a namespace: use lower case letters, digits and '-'",
+                self.namespace
+            );
             findings.push(Finding::new("metadata.namespace", message));
         }
         spiffe_part(&self.namespace, "metadata.namespace", findings);

@@ -6,7 +6,9 @@ use std::net::IpAddr;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::check::{Finding, address_or_range, is_host, is_host_or_wildcard, parse_range, port, spiffe_part, unsupported};
+use super::check::{
+    Finding, address_or_range, is_host, is_host_or_wildcard, parse_range, port, spiffe_part, unsupported,
+};
 use super::meta::{Labels, Meta};
 
 /// Annotation of a WorkloadGroup: comma-separated CIDR ranges, from which its agents may register any address.
@@ -261,7 +263,10 @@ impl ServiceEntry {
         }
         for (i, host) in spec.hosts.iter().enumerate() {
             if !is_host_or_wildcard(host) {
-                findings.push(Finding::new(format!("spec.hosts[{i}]"), format!("{host:?} is not a host name")));
+                findings.push(Finding::new(
+                    format!("spec.hosts[{i}]"),
+                    format!("{host:?} is not a host name"),
+                ));
             }
         }
         for (i, address) in spec.addresses.iter().enumerate() {
@@ -312,7 +317,10 @@ impl ServiceEntry {
             findings.push(Finding::new("spec.workloadSelector", message));
         }
         if resolution == "NONE" && !spec.endpoints.is_empty() {
-            findings.push(Finding::new("spec.endpoints", "endpoints need resolution STATIC or DNS"));
+            findings.push(Finding::new(
+                "spec.endpoints",
+                "endpoints need resolution STATIC or DNS",
+            ));
         }
         for (i, endpoint) in spec.endpoints.iter().enumerate() {
             let path = format!("spec.endpoints[{i}]");

@@ -169,13 +169,20 @@ impl AuthorizationPolicy {
         let waypoint = "it needs a waypoint; use selector";
         unsupported(spec.target_ref.as_ref(), "spec.targetRef", waypoint, findings);
         unsupported(spec.target_refs.as_ref(), "spec.targetRefs", waypoint, findings);
-        unsupported(spec.provider.as_ref(), "spec.provider", "it belongs to action CUSTOM", findings);
+        unsupported(
+            spec.provider.as_ref(),
+            "spec.provider",
+            "it belongs to action CUSTOM",
+            findings,
+        );
         for (r, rule) in spec.rules.iter().enumerate() {
             for (i, from) in rule.from.iter().enumerate() {
-                from.source.check(&format!("spec.rules[{r}].from[{i}].source"), findings);
+                from.source
+                    .check(&format!("spec.rules[{r}].from[{i}].source"), findings);
             }
             for (i, to) in rule.to.iter().enumerate() {
-                to.operation.check(&format!("spec.rules[{r}].to[{i}].operation"), findings);
+                to.operation
+                    .check(&format!("spec.rules[{r}].to[{i}].operation"), findings);
             }
             for (i, when) in rule.when.iter().enumerate() {
                 when.check(&format!("spec.rules[{r}].when[{i}]"), findings);
@@ -192,8 +199,18 @@ impl AuthorizationPolicy {
 
 impl Source {
     fn check(&self, path: &str, findings: &mut Vec<Finding>) {
-        let nothing = [&self.request_principals, &self.not_request_principals, &self.remote_ip_blocks, &self.not_remote_ip_blocks];
-        let names = ["requestPrincipals", "notRequestPrincipals", "remoteIpBlocks", "notRemoteIpBlocks"];
+        let nothing = [
+            &self.request_principals,
+            &self.not_request_principals,
+            &self.remote_ip_blocks,
+            &self.not_remote_ip_blocks,
+        ];
+        let names = [
+            "requestPrincipals",
+            "notRequestPrincipals",
+            "remoteIpBlocks",
+            "notRemoteIpBlocks",
+        ];
         for (value, name) in nothing.into_iter().zip(names) {
             unsupported(value.as_ref(), &format!("{path}.{name}"), HTTP, findings);
         }
@@ -209,15 +226,23 @@ impl Source {
             ("namespaces", &self.namespaces),
             ("notNamespaces", &self.not_namespaces),
         ];
-        let mut any = [&self.ip_blocks, &self.not_ip_blocks, &self.service_accounts, &self.not_service_accounts]
-            .iter()
-            .any(|l| !l.is_empty());
+        let mut any = [
+            &self.ip_blocks,
+            &self.not_ip_blocks,
+            &self.service_accounts,
+            &self.not_service_accounts,
+        ]
+        .iter()
+        .any(|l| !l.is_empty());
         for (name, list) in strings {
             any |= !list.is_empty();
             check_patterns(list, &format!("{path}.{name}"), findings);
         }
         if !any && findings.is_empty() {
-            findings.push(Finding::new(path, "an empty source matches nothing; say which, or leave `from` out"));
+            findings.push(Finding::new(
+                path,
+                "an empty source matches nothing; say which, or leave `from` out",
+            ));
         }
         if !(self.service_accounts.is_empty() && self.not_service_accounts.is_empty())
             && strings.iter().any(|(_, list)| !list.is_empty())
@@ -230,7 +255,14 @@ impl Source {
 
 impl Operation {
     fn check(&self, path: &str, findings: &mut Vec<Finding>) {
-        let values = [&self.hosts, &self.not_hosts, &self.methods, &self.not_methods, &self.paths, &self.not_paths];
+        let values = [
+            &self.hosts,
+            &self.not_hosts,
+            &self.methods,
+            &self.not_methods,
+            &self.paths,
+            &self.not_paths,
+        ];
         let names = ["hosts", "notHosts", "methods", "notMethods", "paths", "notPaths"];
         let mut http = false;
         for (value, name) in values.into_iter().zip(names) {
@@ -240,7 +272,10 @@ impl Operation {
         check_ports(&self.ports, &format!("{path}.ports"), findings);
         check_ports(&self.not_ports, &format!("{path}.notPorts"), findings);
         if !http && self.ports.is_empty() && self.not_ports.is_empty() {
-            findings.push(Finding::new(path, "an empty operation matches nothing; say which, or leave `to` out"));
+            findings.push(Finding::new(
+                path,
+                "an empty operation matches nothing; say which, or leave `to` out",
+            ));
         }
     }
 }
@@ -285,7 +320,10 @@ fn check_ports(ports: &[String], path: &str, findings: &mut Vec<Finding>) {
 
 fn check_patterns(patterns: &[String], path: &str, findings: &mut Vec<Finding>) {
     for (i, pattern) in patterns.iter().enumerate() {
-        let inner = pattern.strip_prefix('*').or_else(|| pattern.strip_suffix('*')).unwrap_or(pattern);
+        let inner = pattern
+            .strip_prefix('*')
+            .or_else(|| pattern.strip_suffix('*'))
+            .unwrap_or(pattern);
         let field = format!("{path}[{i}]");
         if pattern.is_empty() {
             findings.push(Finding::new(field, "an empty string matches nothing"));

@@ -137,8 +137,18 @@ impl Service {
             findings.push(Finding::new("spec.clusterIP", message));
         }
         unsupported(spec.cluster_ips.as_ref(), "spec.clusterIPs", "use clusterIP", findings);
-        unsupported(spec.external_name.as_ref(), "spec.externalName", "use a ServiceEntry", findings);
-        unsupported(spec.external_ips.as_ref(), "spec.externalIPs", "use a ServiceEntry", findings);
+        unsupported(
+            spec.external_name.as_ref(),
+            "spec.externalName",
+            "use a ServiceEntry",
+            findings,
+        );
+        unsupported(
+            spec.external_ips.as_ref(),
+            "spec.externalIPs",
+            "use a ServiceEntry",
+            findings,
+        );
         unsupported(
             spec.session_affinity.as_ref(),
             "spec.sessionAffinity",
@@ -147,6 +157,11 @@ impl Service {
         );
         let families = "automatic addresses are always of both families";
         unsupported(spec.ip_families.as_ref(), "spec.ipFamilies", families, findings);
-        unsupported(spec.ip_family_policy.as_ref(), "spec.ipFamilyPolicy", families, findings);
+        unsupported(
+            spec.ip_family_policy.as_ref(),
+            "spec.ipFamilyPolicy",
+            families,
+            findings,
+        );
     }
 }

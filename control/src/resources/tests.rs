@@ -45,7 +45,11 @@ fn meaning_is_checked_where_the_field_stands() {
     let problem = first_problem(
         "apiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata:\n  name: a\nspec:\n  hosts:\n  - ok.example\n  - not a host\n  ports:\n  - {number: 80, name: http}\n",
     );
-    assert_eq!((problem.line, problem.field.as_str()), (17, "spec.hosts[1]"), "{problem:?}");
+    assert_eq!(
+        (problem.line, problem.field.as_str()),
+        (17, "spec.hosts[1]"),
+        "{problem:?}"
+    );
 }
 
 #[test]

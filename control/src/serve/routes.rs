@@ -38,7 +38,14 @@ impl Service<Request<Body>> for Routes {
     }
 
     fn call(&mut self, request: Request<Body>) -> Answer {
-        let name = request.uri().path().trim_start_matches('/').split('/').next().unwrap_or_default().to_owned();
+        let name = request
+            .uri()
+            .path()
+            .trim_start_matches('/')
+            .split('/')
+            .next()
+            .unwrap_or_default()
+            .to_owned();
         if name == <IstioCertificateServiceServer<Certificates> as NamedService>::NAME {
             Box::pin(self.certificates.call(request))
         } else if name == <AggregatedDiscoveryServiceServer<Ads> as NamedService>::NAME {

@@ -50,14 +50,19 @@ impl AnchorRow {
 
     /// All anchors, oldest first.
     pub fn list(tx: &Transaction<'_>) -> Result<Vec<Self>, Error> {
-        tx.prepare_cached("SELECT fingerprint, certificate, cross_signed, role, created_at FROM anchors ORDER BY position")?
-            .query_map([], read)?
-            .collect()
+        tx.prepare_cached(
+            "SELECT fingerprint, certificate, cross_signed, role, created_at FROM anchors ORDER BY position",
+        )?
+        .query_map([], read)?
+        .collect()
     }
 
     /// Changes its role.
     pub fn set_role(tx: &Transaction<'_>, fingerprint: &str, role: Role) -> Result<(), Error> {
-        tx.execute("UPDATE anchors SET role = ?2 WHERE fingerprint = ?1", [fingerprint, role.as_str()])?;
+        tx.execute(
+            "UPDATE anchors SET role = ?2 WHERE fingerprint = ?1",
+            [fingerprint, role.as_str()],
+        )?;
         Ok(())
     }
 

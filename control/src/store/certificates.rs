@@ -44,8 +44,10 @@ impl CertificateRow {
 
     /// Whose certificate has this serial.
     pub fn agent_of(tx: &Transaction<'_>, serial: &[u8]) -> Result<Option<String>, Error> {
-        tx.query_row("SELECT agent FROM certificates WHERE serial = ?1", [serial], |row| row.get(0))
-            .optional()
+        tx.query_row("SELECT agent FROM certificates WHERE serial = ?1", [serial], |row| {
+            row.get(0)
+        })
+        .optional()
     }
 
     /// The newest certificate of each unrevoked agent that still has a live one, at `now`.

@@ -44,7 +44,10 @@ impl ResourceRow {
         now: i64,
     ) -> Result<&'static str, Error> {
         let known = Self::get(tx, key)?;
-        if known.as_ref().is_some_and(|k| k.json == json && k.agent.as_deref() == agent) {
+        if known
+            .as_ref()
+            .is_some_and(|k| k.json == json && k.agent.as_deref() == agent)
+        {
             return Ok("unchanged");
         }
         tx.execute(

@@ -44,7 +44,9 @@ fn reopening_keeps_rows_and_migrates_once() {
 fn automatic_addresses_are_stable_and_not_reused_while_held() {
     let store = Store::in_memory().unwrap();
     let first = store.write(|tx| vips::reconcile(tx, &owners(&["a", "b"]))).unwrap();
-    let second = store.write(|tx| vips::reconcile(tx, &owners(&["a", "b", "c"]))).unwrap();
+    let second = store
+        .write(|tx| vips::reconcile(tx, &owners(&["a", "b", "c"])))
+        .unwrap();
     assert_eq!(first["a"], second["a"]);
     assert_eq!(first["b"], second["b"]);
     let all: BTreeSet<u16> = second.values().copied().collect();

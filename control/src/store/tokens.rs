@@ -83,7 +83,8 @@ impl TokenRow {
 
     /// The token of this id.
     pub fn get(tx: &Transaction<'_>, id: &str) -> Result<Option<Self>, Error> {
-        tx.query_row(&format!("{SELECT} WHERE t.id = ?1"), [id], read).optional()
+        tx.query_row(&format!("{SELECT} WHERE t.id = ?1"), [id], read)
+            .optional()
     }
 
     /// All tokens, newest first.

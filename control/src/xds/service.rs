@@ -129,9 +129,16 @@ async fn take(
         .request(request)
         .map_err(|message| Refusal::new(Code::ResourceExhausted, "too-many-names", message))?;
     match acknowledged {
-        Some(Acknowledged::Yes(XdsType::TrustBundle, anchors)) => control.acknowledged_anchors(live.agent(), &anchors).await,
+        Some(Acknowledged::Yes(XdsType::TrustBundle, anchors)) => {
+            control.acknowledged_anchors(live.agent(), &anchors).await
+        }
         Some(Acknowledged::No(xds_type, reason)) => {
-            tracing::warn!(agent = live.agent(), r#type = xds_type.url(), reason, "the agent rejected an update");
+            tracing::warn!(
+                agent = live.agent(),
+                r#type = xds_type.url(),
+                reason,
+                "the agent rejected an update"
+            );
             Ok(())
         }
         _ => Ok(()),

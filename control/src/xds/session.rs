@@ -127,7 +127,10 @@ impl TypeState {
         if request.response_nonce.is_empty() {
             return None;
         }
-        let at = self.awaited.iter().position(|(nonce, _)| *nonce == request.response_nonce)?;
+        let at = self
+            .awaited
+            .iter()
+            .position(|(nonce, _)| *nonce == request.response_nonce)?;
         let (_, anchors) = self.awaited.remove(at)?;
         Some(match &request.error_detail {
             Some(status) => Acknowledged::No(xds_type, status.message.chars().take(1000).collect()),
@@ -146,11 +149,17 @@ impl TypeState {
         let wanted: BTreeSet<&String> = if self.wildcard {
             now.resources.keys().collect()
         } else {
-            self.names.keys().filter_map(|n| now.find(n)).map(|(name, _)| name).collect()
+            self.names
+                .keys()
+                .filter_map(|n| now.find(n))
+                .map(|(name, _)| name)
+                .collect()
         };
         let mut resources = Vec::new();
         for name in &wanted {
-            let Some(entry) = now.resources.get(*name) else { continue };
+            let Some(entry) = now.resources.get(*name) else {
+                continue;
+            };
             let asked = !self.wildcard && asked_for(&self.names, name, &entry.aliases);
             if self.sent.get(*name) != Some(&entry.version) || asked {
                 resources.push(Resource {

@@ -145,7 +145,11 @@ fn addresses(world: &World) -> TypeSnapshot {
         all.insert(key.clone(), type_url::ADDRESS, wrapped.encode_to_vec(), aliases);
     }
     for (uid, workload) in &world.workloads {
-        let aliases = workload.addresses.iter().filter_map(|a| alias(&workload.network, a)).collect();
+        let aliases = workload
+            .addresses
+            .iter()
+            .filter_map(|a| alias(&workload.network, a))
+            .collect();
         let wrapped = Address {
             r#type: Some(address::Type::Workload(workload.clone())),
         };
@@ -179,7 +183,12 @@ fn revocations(revoked: &[Revoked]) -> TypeSnapshot {
             spki_sha256: one.spki_sha256.clone(),
             revoked_at: Some(timestamp(one.revoked_at)),
         };
-        all.insert(one.agent.clone(), type_url::REVOCATION, resource.encode_to_vec(), Vec::new());
+        all.insert(
+            one.agent.clone(),
+            type_url::REVOCATION,
+            resource.encode_to_vec(),
+            Vec::new(),
+        );
     }
     all
 }
@@ -190,6 +199,11 @@ fn trust_bundle(trust_domain: &str, anchors: &[(String, String)]) -> TypeSnapsho
         trust_domain: trust_domain.to_owned(),
         anchors: anchors.iter().map(|(_, pem)| pem.clone()).collect(),
     };
-    all.insert("default".to_owned(), type_url::TRUST_BUNDLE, bundle.encode_to_vec(), Vec::new());
+    all.insert(
+        "default".to_owned(),
+        type_url::TRUST_BUNDLE,
+        bundle.encode_to_vec(),
+        Vec::new(),
+    );
     all
 }
