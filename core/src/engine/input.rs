@@ -143,6 +143,8 @@ impl Engine {
         let Some(flow) = self.table.get_mut(id) else { return };
         let State::Open(socket) = &mut flow.state else { return };
         flow.active = now;
+        // RFC 9293 3.10.7.4: after both FINs a RST only ends it sooner.
+        let reset = tcp.flags().has(Flags::RST) && !socket.is_all_but_over();
         let answer = match socket.admit(tcp) {
             Admission::Drop => return,
             Admission::Whole if !packet.has_extensions() => socket.receive(now, packet.bytes()),
@@ -171,7 +173,7 @@ impl Engine {
                 partial_checksum: emitted.packet.partial_checksum,
             });
         }
-        self.settle(id, tcp.flags().has(Flags::RST));
+        self.settle(id, reset);
     }
 
     /// Draws the conclusions from what a packet changed.

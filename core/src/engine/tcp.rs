@@ -178,6 +178,11 @@ impl TcpFlow {
         )
     }
 
+    /// Whether both sides finished, and all but perhaps our FIN arrived.
+    pub(super) fn is_all_but_over(&self) -> bool {
+        matches!(self.state(), State::LastAck | State::Closing | State::TimeWait) && self.unacknowledged() == 0
+    }
+
     /// Whether everything that the application sent was acknowledged on the wire.
     pub(super) fn is_all_acknowledged(&self) -> bool {
         self.sent

@@ -6,10 +6,12 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
+mod directed;
 mod host;
 mod link;
 mod peer;
 mod random;
+mod raw;
 mod run;
 mod step;
 mod wire;
