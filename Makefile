@@ -45,13 +45,13 @@ bench: ## micro-benchmarks, then plain TCP against the mesh in two namespaces, a
 fuzz: ## every fuzz target for SECONDS_PER_FUZZ_TARGET (300) each
 	@CARGO_TARGET_DIR= fuzz/run.sh $(SECONDS_PER_FUZZ_TARGET)
 
-soak: ## the simulation with SEEDS (20000) seeds and the end-to-end tests ROUNDS (20) times (root)
+soak: ## the simulation with SEEDS (20000) seeds, and the whole-agent tests ROUNDS (20) times (root)
 	@packaging/needs.sh test
-	MESH_SEEDS=$(SEEDS) cargo test --locked --release -p mesh-core
-	cargo test --locked --workspace --no-run --profile $(PROFILE)
+	MESH_SIM_SEEDS=$(SEEDS) cargo test --locked --release -p mesh-core --test sim
+	cargo build --locked --workspace --bins --tests --profile $(PROFILE)
 	for round in $$(seq $(ROUNDS)); do
 		echo "soak: round $$round of $(ROUNDS)"
-		MESH_SEEDS=$(SEEDS) cargo test --locked --workspace --profile $(PROFILE) --tests -q
+		cargo test --locked --profile $(PROFILE) --tests -q
 	done
 
 package: ## the .deb packages, into target/package
