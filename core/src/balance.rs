@@ -1,1 +1,194 @@
 //! Which endpoint of a service gets a connection (istio-wire section 3.1).
+//!
+//! First who is eligible (healthy, has the port, has an address that we can reach), then in which order: by locality where
+//! the service asks for it, and by weight among equals.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use crate::mix::Mix;
+use crate::outbound::Own;
+use crate::world::{BalanceMode, IpFamilies, Scope, Service, Workload, World};
+
+/// An endpoint that may be chosen.
+#[derive(Clone, Debug)]
+pub struct Endpoint<'a> {
+    pub workload: &'a Arc<Workload>,
+    /// Where its application listens.
+    pub target: SocketAddr,
+}
+
+/// Who may be chosen, and what is known of those who may not.
+#[derive(Clone, Debug, Default)]
+pub struct Eligible<'a> {
+    pub endpoints: Vec<Endpoint<'a>>,
+    /// Healthy endpoints in other networks, which only a gateway reaches: the network of the first.
+    pub remote: Option<Arc<str>>,
+    /// Whether anybody serves the port, reachable or not.
+    pub port_known: bool,
+}
+
+/// The eligible endpoints of `service` for a connection to `destination` (its VIP and service port), in uid order.
+pub fn eligible<'a>(world: &'a World, own: &Own<'_>, service: &Service, destination: SocketAddr) -> Eligible<'a> {
+    let port = destination.port();
+    let mut found = Eligible {
+        port_known: service.ports.iter().any(|listed| listed.service_port == port),
+        ..Eligible::default()
+    };
+    for workload in world.endpoints(&service.key) {
+        let Some(target_port) = target_port(service, workload, port) else {
+            continue;
+        };
+        found.port_known = true;
+        if workload.capacity == 0 || !(workload.healthy || service.allow_unhealthy) {
+            continue;
+        }
+        if &*workload.network != own.network {
+            found.remote.get_or_insert_with(|| Arc::clone(&workload.network));
+            continue;
+        }
+        if let Some(address) = address(workload, service.ip_families, destination.ip()) {
+            found.endpoints.push(Endpoint {
+                workload,
+                target: SocketAddr::new(address, target_port),
+            });
+        }
+    }
+    found
+}
+
+/// At most `attempts` of `endpoints`, each once, in the order in which they are to be tried.
+///
+/// Weights are capacities. With FAILOVER nearer ones come first, and farther ones only when the nearer are used up; with
+/// STRICT only those that are as near as asked for.
+pub fn order<'a>(
+    service: &Service,
+    own: &Own<'_>,
+    endpoints: Vec<Endpoint<'a>>,
+    seed: u64,
+    attempts: usize,
+) -> Vec<Endpoint<'a>> {
+    let mut mix = Mix::new(seed);
+    match service.mode {
+        BalanceMode::Any | BalanceMode::Passthrough => weighted(endpoints, &mut mix, attempts),
+        BalanceMode::Strict => {
+            let full = full_rank(&service.preference);
+            let near = endpoints
+                .into_iter()
+                .filter(|one| rank(&service.preference, own, one.workload) == full);
+            weighted(near.collect(), &mut mix, attempts)
+        }
+        BalanceMode::Failover => {
+            let mut tiers: std::collections::BTreeMap<usize, Vec<Endpoint<'a>>> = std::collections::BTreeMap::new();
+            for endpoint in endpoints {
+                tiers
+                    .entry(rank(&service.preference, own, endpoint.workload))
+                    .or_default()
+                    .push(endpoint);
+            }
+            let mut chosen = Vec::new();
+            for tier in tiers.into_values().rev() {
+                let wanted = attempts - chosen.len();
+                if wanted == 0 {
+                    break;
+                }
+                chosen.extend(weighted(tier, &mut mix, wanted));
+            }
+            chosen
+        }
+    }
+}
+
+/// The endpoint's own list, else the service's.
+fn target_port(service: &Service, workload: &Workload, port: u16) -> Option<u16> {
+    let listed = |ports: &[crate::world::Port]| {
+        let found = ports.iter().find(|listed| listed.service_port == port)?;
+        (found.target_port != 0).then_some(found.target_port)
+    };
+    workload
+        .ports_of(&service.key)
+        .and_then(listed)
+        .or_else(|| listed(&service.ports))
+}
+
+/// The requested address if the workload owns it, else one that the service's families allow, of the same family first.
+fn address(workload: &Workload, families: IpFamilies, requested: IpAddr) -> Option<IpAddr> {
+    if workload.addresses.contains(&requested) {
+        return Some(requested);
+    }
+    let allowed = |address: &&IpAddr| match families {
+        IpFamilies::Automatic | IpFamilies::Dual => true,
+        IpFamilies::V4Only => address.is_ipv4(),
+        IpFamilies::V6Only => address.is_ipv6(),
+    };
+    let same = |address: &&IpAddr| address.is_ipv4() == requested.is_ipv4();
+    let mut candidates = workload.addresses.iter().filter(allowed);
+    let first = candidates.next()?;
+    if same(&first) {
+        return Some(*first);
+    }
+    Some(*candidates.find(same).unwrap_or(first))
+}
+
+/// How many of the preferred scopes, from the first on, the endpoint shares with us. When the first is NETWORK, missing it
+/// does not end the count, and having it weighs more than all others together.
+fn rank(preference: &[Scope], own: &Own<'_>, endpoint: &Workload) -> usize {
+    let mut rank = 0;
+    for (at, scope) in preference.iter().enumerate() {
+        let network_first = at == 0 && *scope == Scope::Network;
+        match shares(*scope, own, endpoint) {
+            true if network_first => rank += preference.len(),
+            true => rank += 1,
+            false if network_first => {}
+            false => break,
+        }
+    }
+    rank
+}
+
+fn full_rank(preference: &[Scope]) -> usize {
+    match preference.first() {
+        Some(Scope::Network) => 2 * preference.len() - 1,
+        _ => preference.len(),
+    }
+}
+
+fn shares(scope: Scope, own: &Own<'_>, endpoint: &Workload) -> bool {
+    if scope == Scope::Network {
+        return own.network == &*endpoint.network;
+    }
+    let Some(us) = own.workload else { return false };
+    match scope {
+        Scope::Region => us.locality.region == endpoint.locality.region,
+        Scope::Zone => us.locality.zone == endpoint.locality.zone,
+        Scope::Subzone => us.locality.subzone == endpoint.locality.subzone,
+        // Machines outside Kubernetes have no node: two of them are not one and the same.
+        Scope::Node => us.uid == endpoint.uid || (!us.node.is_empty() && us.node == endpoint.node),
+        Scope::Cluster => us.cluster_id == endpoint.cluster_id,
+        Scope::Network => true,
+    }
+}
+
+/// Draws without replacement, by capacity.
+fn weighted<'a>(mut from: Vec<Endpoint<'a>>, mix: &mut Mix, attempts: usize) -> Vec<Endpoint<'a>> {
+    let weight = |endpoint: &Endpoint<'_>| u64::from(endpoint.workload.capacity);
+    let mut total: u64 = from.iter().map(weight).sum();
+    let mut chosen = Vec::with_capacity(attempts.min(from.len()));
+    while chosen.len() < attempts && !from.is_empty() {
+        let mut ticket = mix.below(total);
+        let holder = from
+            .iter()
+            .position(|endpoint| match ticket.checked_sub(weight(endpoint)) {
+                Some(left) => {
+                    ticket = left;
+                    false
+                }
+                None => true,
+            });
+        let Some(at) = holder else { break }; // Only where all weights are 0.
+        let endpoint = from.swap_remove(at);
+        total -= weight(&endpoint);
+        chosen.push(endpoint);
+    }
+    chosen
+}

@@ -20,17 +20,28 @@ pub struct InvalidIdentity(String);
 impl Identity {
     /// An identity from its parts, each of which must be non-empty and free of `/`.
     pub fn new(trust_domain: &str, namespace: &str, service_account: &str) -> Result<Self, InvalidIdentity> {
-        let fits = |part: &str| !part.is_empty() && !part.contains('/') && part.chars().all(|c| c.is_ascii_graphic());
-        if [trust_domain, namespace, service_account].into_iter().all(fits) {
-            return Ok(Self {
-                trust_domain: trust_domain.into(),
-                namespace: namespace.into(),
-                service_account: service_account.into(),
-            });
+        Self::shared(trust_domain.into(), namespace.into(), service_account.into())
+    }
+
+    /// As [`Identity::new`], from parts that are held elsewhere too.
+    pub fn shared(
+        trust_domain: Arc<str>,
+        namespace: Arc<str>,
+        service_account: Arc<str>,
+    ) -> Result<Self, InvalidIdentity> {
+        let fits = |part: &str| !part.is_empty() && part.chars().all(|c| c.is_ascii_graphic() && c != '/');
+        let identity = Self {
+            trust_domain,
+            namespace,
+            service_account,
+        };
+        if [&identity.trust_domain, &identity.namespace, &identity.service_account]
+            .into_iter()
+            .all(|part| fits(part))
+        {
+            return Ok(identity);
         }
-        Err(InvalidIdentity(format!(
-            "spiffe://{trust_domain}/ns/{namespace}/sa/{service_account}"
-        )))
+        Err(InvalidIdentity(identity.to_string().chars().take(256).collect()))
     }
 
     /// The identity that only a control plane's server certificate carries, in a namespace that no WorkloadGroup may issue into.

@@ -1,6 +1,9 @@
 //! What is to be done with a CONNECT that a peer sent us (design section 5, "Inbound target").
+//!
+//! Only an address of our own workload is a target, and never a port of the agent itself: otherwise any member could reach
+//! loopback services, link-local metadata, neighbours or the agent through us.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use crate::world::Workload;
 
@@ -15,8 +18,113 @@ pub enum TargetRefusal {
     OwnPort(u16),
 }
 
+/// How much of an authority is repeated in an error.
+const SHOWN: usize = 128;
+
 /// Where a CONNECT is delivered.
-#[allow(unused_variables)]
 pub fn target(authority: &str, own: &Workload, own_ports: &[u16]) -> Result<SocketAddr, TargetRefusal> {
-    todo!()
+    let unparsable = || TargetRefusal::Unparsable(authority.chars().take(SHOWN).collect());
+    // A zone ("fe80::1%eth0") would be lost silently below, and names another machine's interface anyway.
+    if authority.contains('%') {
+        return Err(unparsable());
+    }
+    let parsed: SocketAddr = authority.parse().map_err(|_| unparsable())?;
+    let target = SocketAddr::new(parsed.ip().to_canonical(), parsed.port());
+    if target.port() == 0 {
+        return Err(unparsable());
+    }
+    if !own.addresses.iter().any(|own| own.to_canonical() == target.ip()) || never_delivered(target.ip()) {
+        return Err(TargetRefusal::NotOurAddress(target));
+    }
+    if own_ports.contains(&target.port()) {
+        return Err(TargetRefusal::OwnPort(target.port()));
+    }
+    Ok(target)
+}
+
+/// Even a record that claims such an address does not open it.
+fn never_delivered(address: IpAddr) -> bool {
+    address.is_loopback() || address.is_unspecified() || address.is_multicast() || link_local(address)
+}
+
+fn link_local(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(v4) => v4.is_link_local(),
+        IpAddr::V6(v6) => v6.is_unicast_link_local(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::world::fixture;
+
+    const OWN_PORTS: [u16; 5] = [15008, 15020, 15021, 15080, 53];
+
+    fn own() -> Workload {
+        let mut own = fixture::workload("us", "10.0.0.1");
+        own.addresses.push("fd00::1".parse().unwrap());
+        own
+    }
+
+    #[test]
+    fn our_addresses_are_delivered() {
+        for (authority, expected) in [
+            ("10.0.0.1:80", "10.0.0.1:80"),
+            ("[fd00::1]:80", "[fd00::1]:80"),
+            ("[::ffff:10.0.0.1]:80", "10.0.0.1:80"),
+        ] {
+            assert_eq!(
+                target(authority, &own(), &OWN_PORTS).unwrap(),
+                expected.parse().unwrap()
+            );
+        }
+    }
+
+    #[test]
+    fn nothing_else_is() {
+        for authority in [
+            "127.0.0.1:80",
+            "169.254.169.254:80",
+            "10.0.0.2:80",
+            "[::1]:80",
+            "0.0.0.0:80",
+            "[::ffff:127.0.0.1]:80",
+        ] {
+            let refused = target(authority, &own(), &OWN_PORTS);
+            assert!(
+                matches!(refused, Err(TargetRefusal::NotOurAddress(_))),
+                "{authority}: {refused:?}"
+            );
+        }
+        for port in OWN_PORTS {
+            assert_eq!(
+                target(&format!("10.0.0.1:{port}"), &own(), &OWN_PORTS),
+                Err(TargetRefusal::OwnPort(port))
+            );
+        }
+        for authority in [
+            "",
+            "10.0.0.1",
+            "10.0.0.1:0",
+            "10.0.0.1:99999",
+            "orders:80",
+            "fd00::1:80",
+            "[fd00::1%1]:80",
+            "u@10.0.0.1:80",
+        ] {
+            let refused = target(authority, &own(), &OWN_PORTS);
+            assert!(
+                matches!(refused, Err(TargetRefusal::Unparsable(_))),
+                "{authority}: {refused:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_record_cannot_open_loopback() {
+        let own = fixture::workload("us", "127.0.0.1");
+        assert!(target("127.0.0.1:80", &own, &OWN_PORTS).is_err());
+    }
 }

@@ -26,6 +26,7 @@ pub mod engine;
 pub mod h3;
 pub mod identity;
 pub mod inbound;
+mod mix;
 pub mod outbound;
 pub mod packet;
 pub mod policy;

@@ -8,6 +8,13 @@ use ipnet::IpNet;
 use crate::identity::Identity;
 use crate::world::{Workload, World};
 
+mod matching;
+mod plaintext;
+#[cfg(test)]
+mod tests;
+
+pub use plaintext::{PlaintextRule, TOO_MANY_SOURCES, compile_plaintext};
+
 /// Which workloads a policy is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Scope {
@@ -103,26 +110,120 @@ pub struct Verdict {
 }
 
 /// Judges a connection towards `workload`.
-#[allow(unused_variables)]
-pub fn authorize(world: &World, workload: &Workload, connection: &Connection) -> Verdict {
-    todo!()
-}
-
-/// What of plaintext may come in, for the kernel: decided per (port, source prefix).
 ///
-/// In order, first hit wins; after the last rule everything is allowed. `sources: None` means any source.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct PlaintextRule {
-    pub sources: Option<Vec<IpNet>>,
-    pub ports: Option<Vec<u16>>,
-    pub allow: bool,
-    /// The policy that says so.
-    pub policy: Option<Arc<str>>,
+/// In order: no policies yet, then deny; an enforced DENY that matches, then deny; a policy that the workload names and that
+/// we do not hold, then deny; no enforced ALLOW, or one that matches, then allow; else deny.
+pub fn authorize(world: &World, workload: &Workload, connection: &Connection) -> Verdict {
+    if !world.policies_synced() {
+        return Verdict {
+            decision: Decision::Denied(Denial::NotSynced),
+            dry_run: vec![],
+        };
+    }
+    let applicable = Applicable::of(world, workload);
+    let facts = matching::Facts::of(connection);
+    let decision = applicable.decide(&facts, |policy| !policy.dry_run);
+    let dry_run = applicable.dry_run(&facts, &decision);
+    Verdict { decision, dry_run }
 }
 
-/// Compiles the policies of `workload` for sources without identity into ordered rules (design section 6). Ports that the
-/// workload does not declare are left alone unless a policy names them.
-#[allow(unused_variables)]
-pub fn compile_plaintext(world: &World, workload: &Workload) -> Vec<PlaintextRule> {
-    todo!()
+/// Keys of the policies that `workload` names and that `world` lacks: while there is one, everything is denied.
+pub fn missing_policies<'a>(world: &'a World, workload: &'a Workload) -> impl Iterator<Item = &'a Arc<str>> {
+    workload
+        .authorization_policies
+        .iter()
+        .filter(|key| world.policy(key).is_none())
+}
+
+impl Decision {
+    /// Whether the connection may be.
+    pub fn is_allowed(&self) -> bool {
+        matches!(self, Self::Allowed { .. })
+    }
+}
+
+impl Denial {
+    /// Keys of the policies that say so; none before the first policies have come.
+    pub fn policies(&self) -> &[Arc<str>] {
+        match self {
+            Self::Explicit(key) | Self::MissingPolicy(key) => std::slice::from_ref(key),
+            Self::NotAllowed(keys) => keys,
+            Self::NotSynced => &[],
+        }
+    }
+}
+
+/// The policies that hold for one workload, each once.
+struct Applicable<'a> {
+    policies: Vec<&'a Arc<Policy>>,
+    missing: Option<&'a Arc<str>>,
+}
+
+impl<'a> Applicable<'a> {
+    fn of(world: &'a World, workload: &'a Workload) -> Self {
+        let mut policies: Vec<_> = world.policies_of_namespace(&workload.namespace).collect();
+        for key in &workload.authorization_policies {
+            // A GLOBAL policy, or one of the own namespace, may be named as well; it is there already.
+            let named = world.policy(key).filter(|policy| !covers(policy, workload));
+            policies.extend(named.filter(|named| !policies.iter().any(|policy| policy.key == named.key)));
+        }
+        Self {
+            policies,
+            missing: missing_policies(world, workload).next(),
+        }
+    }
+
+    /// By the policies that `counts` picks.
+    fn decide(&self, facts: &matching::Facts<'_>, counts: impl Fn(&Policy) -> bool) -> Decision {
+        let of = |action| {
+            let counts = &counts;
+            self.policies
+                .iter()
+                .filter(move |policy| policy.action == action && counts(policy))
+        };
+        if let Some(policy) = of(Action::Deny).find(|policy| policy.matches(facts)) {
+            return Decision::Denied(Denial::Explicit(Arc::clone(&policy.key)));
+        }
+        if let Some(key) = self.missing {
+            return Decision::Denied(Denial::MissingPolicy(Arc::clone(key)));
+        }
+        if of(Action::Allow).next().is_none() {
+            return Decision::Allowed { policy: None };
+        }
+        match of(Action::Allow).find(|policy| policy.matches(facts)) {
+            Some(policy) => Decision::Allowed {
+                policy: Some(Arc::clone(&policy.key)),
+            },
+            None => {
+                let keys = of(Action::Allow).map(|policy| Arc::clone(&policy.key)).collect();
+                Decision::Denied(Denial::NotAllowed(keys))
+            }
+        }
+    }
+
+    /// Each dry-run policy that, enforced alone with the enforced ones, would change the outcome; and to what.
+    fn dry_run(&self, facts: &matching::Facts<'_>, actual: &Decision) -> Vec<(Arc<str>, Action)> {
+        let changed = |tried: &&&Arc<Policy>| {
+            let decision = self.decide(facts, |policy| !policy.dry_run || policy.key == tried.key);
+            decision.is_allowed() != actual.is_allowed()
+        };
+        let outcome = if actual.is_allowed() {
+            Action::Deny
+        } else {
+            Action::Allow
+        };
+        let dry = self.policies.iter().filter(|policy| policy.dry_run);
+        dry.filter(changed)
+            .map(|policy| (Arc::clone(&policy.key), outcome))
+            .collect()
+    }
+}
+
+/// Whether `policy` holds for `workload` without being named by it.
+fn covers(policy: &Policy, workload: &Workload) -> bool {
+    match policy.scope {
+        Scope::Global => true,
+        Scope::Namespace => policy.namespace == workload.namespace,
+        Scope::WorkloadSelector => false,
+    }
 }

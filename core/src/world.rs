@@ -10,10 +10,22 @@ use ipnet::IpNet;
 
 use crate::identity::Identity;
 
+mod bucket;
+pub mod convert;
+#[cfg(test)]
+pub(crate) mod fixture;
+mod store;
+#[cfg(test)]
+mod tests;
+
+pub use store::World;
+
 /// How an endpoint is reached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum TunnelProtocol {
+    /// Plain TCP.
     None,
+    /// CONNECT over mutual TLS to port 15008.
     Hbone,
 }
 
@@ -152,79 +164,42 @@ pub struct Delta {
     pub policies_synced: bool,
 }
 
-/// Everything the control plane told us.
-#[derive(Clone, Debug, Default)]
-pub struct World {}
+impl Workload {
+    /// Whether this is a Pod, which wins over others that hold the same address.
+    fn is_pod(&self) -> bool {
+        self.workload_type == mesh_proto::istio::workload::WorkloadType::Pod as i32
+    }
 
-#[allow(unused_variables)]
-impl World {
-    /// The next world.
-    pub fn apply(&self, delta: Delta) -> Self {
-        todo!()
+    /// How well it holds an address that others hold too; lower is better (istio-wire section 3.1).
+    fn address_rank(&self) -> u8 {
+        match (self.is_pod(), self.tunnel_protocol) {
+            (true, TunnelProtocol::Hbone) => 0,
+            (true, TunnelProtocol::None) => 1,
+            (false, TunnelProtocol::Hbone) => 2,
+            (false, TunnelProtocol::None) => 3,
+        }
     }
-    /// A workload by its uid.
-    pub fn workload(&self, uid: &str) -> Option<&Arc<Workload>> {
-        todo!()
+
+    /// Its ports of one service.
+    pub fn ports_of(&self, service: &ServiceKey) -> Option<&[Port]> {
+        self.services
+            .iter()
+            .find(|(key, _)| key == service)
+            .map(|(_, ports)| ports.as_slice())
     }
-    /// The best workload that holds an address (Pod+HBONE > Pod > HBONE > other; never a HOST_NETWORK one).
-    pub fn workload_at(&self, network: &str, address: IpAddr) -> Option<&Arc<Workload>> {
-        todo!()
+}
+
+impl Service {
+    /// Whether a client in `namespace` may see it.
+    pub fn visible_from(&self, namespace: &str) -> bool {
+        !self.private || &*self.key.namespace == namespace
     }
-    /// A workload by namespace and name (an agent finds itself so).
-    pub fn workload_named(&self, namespace: &str, name: &str) -> Option<&Arc<Workload>> {
-        todo!()
-    }
-    /// The service that a VIP stands for, as seen from `namespace` (istio-wire section 3.1, lookup order).
-    pub fn service_at(&self, network: &str, address: IpAddr, namespace: &str) -> Option<&Arc<Service>> {
-        todo!()
-    }
-    /// A service by its key.
-    pub fn service(&self, key: &ServiceKey) -> Option<&Arc<Service>> {
-        todo!()
-    }
-    /// Services that have this hostname.
-    pub fn services_by_hostname(&self, hostname: &str) -> impl Iterator<Item = &Arc<Service>> {
-        std::iter::empty()
-    }
-    /// Endpoints of a service, in uid order (healthy or not; see [`crate::balance`]).
-    pub fn endpoints(&self, key: &ServiceKey) -> impl Iterator<Item = &Arc<Workload>> {
-        std::iter::empty()
-    }
-    /// A policy by its key `namespace/name`.
-    pub fn policy(&self, key: &str) -> Option<&Arc<crate::policy::Policy>> {
-        todo!()
-    }
-    /// Whether a certificate was revoked.
-    pub fn is_revoked(&self, serial: &[u8], spki_sha256: &[u8; 32]) -> bool {
-        todo!()
-    }
-    /// Trust anchors that the control plane announced: (trust domain, PEM).
-    pub fn trust_bundle(&self) -> Option<(&str, &[String])> {
-        todo!()
-    }
-    /// Prefixes whose traffic is to be captured: service VIPs, and addresses of workloads that speak HBONE, are not
-    /// HOST_NETWORK, are in `network`, and are not in `own`.
-    pub fn captured_prefixes(&self, network: &str, own: &[IpAddr]) -> std::collections::BTreeSet<IpNet> {
-        todo!()
-    }
-    /// All workloads, services and policies in key order.
-    pub fn workloads(&self) -> impl Iterator<Item = &Arc<Workload>> {
-        std::iter::empty()
-    }
-    /// All services in key order.
-    pub fn services(&self) -> impl Iterator<Item = &Arc<Service>> {
-        std::iter::empty()
-    }
-    /// All policies in key order.
-    pub fn policies(&self) -> impl Iterator<Item = &Arc<crate::policy::Policy>> {
-        std::iter::empty()
-    }
-    /// Whether the first response of the Address type was applied.
-    pub fn addresses_synced(&self) -> bool {
-        todo!()
-    }
-    /// Whether the first response of the Authorization type was applied; until then nothing inbound is served.
-    pub fn policies_synced(&self) -> bool {
-        todo!()
-    }
+}
+
+/// Of several services that claim one name or address: the client's own namespace, then the canonical one, then the first
+/// in key order; invisible ones do not count.
+pub fn preferred<'a>(candidates: impl Iterator<Item = &'a Arc<Service>>, namespace: &str) -> Option<&'a Arc<Service>> {
+    candidates
+        .filter(|service| service.visible_from(namespace))
+        .min_by_key(|service| (&*service.key.namespace != namespace, !service.canonical))
 }

@@ -1,0 +1,216 @@
+//! Which way connections go, row by row of the table that routing follows.
+#![allow(clippy::unwrap_used)]
+
+use super::*;
+use crate::world::{Delta, Scope, fixture};
+
+const VIP: &str = "240.240.0.1:80";
+
+fn endpoint(uid: &str, address: &str) -> Workload {
+    let mut workload = fixture::workload(uid, address);
+    workload.services = vec![(fixture::key("orders.shop.mesh.internal"), vec![])];
+    workload
+}
+
+fn orders() -> Service {
+    fixture::service("orders.shop.mesh.internal", "240.240.0.1")
+}
+
+fn world(services: Vec<Service>, workloads: Vec<Workload>) -> World {
+    World::default().apply(Delta {
+        services,
+        workloads,
+        addresses_synced: true,
+        ..Delta::default()
+    })
+}
+
+fn routed(world: &World, own: Option<&Workload>, destination: &str, seed: u64) -> Route {
+    let own = Own {
+        network: "",
+        workload: own,
+        namespace: "shop",
+    };
+    route(world, &own, destination.parse().unwrap(), seed, 3)
+}
+
+fn candidates(route: Route) -> Vec<Candidate> {
+    match route {
+        Route::Endpoints { candidates, .. } => candidates,
+        Route::Fail(failure) => panic!("{failure}"),
+    }
+}
+
+fn uids(route: Route) -> Vec<String> {
+    candidates(route)
+        .iter()
+        .map(|one| one.workload.as_ref().unwrap().uid.to_string())
+        .collect()
+}
+
+fn failure(route: Route) -> RouteFailure {
+    match route {
+        Route::Fail(failure) => failure,
+        Route::Endpoints { candidates, .. } => panic!("{candidates:?}"),
+    }
+}
+
+#[test]
+fn unknown_addresses_go_plain() {
+    let found = candidates(routed(&World::default(), None, "192.0.2.1:443", 0));
+    assert_eq!(found.len(), 1);
+    assert_eq!(
+        (found[0].target, &found[0].way),
+        ("192.0.2.1:443".parse().unwrap(), &Way::Plain)
+    );
+}
+
+#[test]
+fn a_vip_leads_to_its_endpoints_with_target_port_and_identities() {
+    let mut service = orders();
+    service.subject_alt_names = vec![Identity::new("mesh.internal", "shop", "other").unwrap()];
+    let world = world(vec![service], vec![endpoint("a", "10.0.0.1")]);
+    let found = candidates(routed(&world, None, VIP, 7));
+    assert_eq!(found[0].target, "10.0.0.1:8080".parse().unwrap());
+    let Way::Tunnel { peer, identities } = &found[0].way else {
+        panic!("{found:?}")
+    };
+    assert_eq!(*peer, "10.0.0.1:15008".parse().unwrap());
+    assert_eq!(
+        identities.iter().map(Identity::service_account).collect::<Vec<_>>(),
+        ["a", "other"]
+    );
+}
+
+#[test]
+fn weights_are_capacities_and_zero_is_never() {
+    let mut heavy = endpoint("heavy", "10.0.0.1");
+    heavy.capacity = 3;
+    let mut never = endpoint("never", "10.0.0.3");
+    never.capacity = 0;
+    let world = world(vec![orders()], vec![heavy, endpoint("light", "10.0.0.2"), never]);
+    let mut first_heavy = 0;
+    for seed in 0..4000 {
+        let uids = uids(routed(&world, None, VIP, seed));
+        assert_eq!(uids.len(), 2, "each once: {uids:?}");
+        assert!(!uids.contains(&"never".to_owned()));
+        first_heavy += u32::from(uids[0] == "heavy");
+    }
+    assert!(
+        (2850..3150).contains(&first_heavy),
+        "{first_heavy} of 4000 instead of 3000"
+    );
+}
+
+#[test]
+fn unhealthy_endpoints_are_left_out_unless_allowed() {
+    let mut ill = endpoint("ill", "10.0.0.1");
+    ill.healthy = false;
+    let strict = world(vec![orders()], vec![ill.clone()]);
+    assert!(matches!(
+        failure(routed(&strict, None, VIP, 0)),
+        RouteFailure::NoHealthyUpstream(_)
+    ));
+    let mut service = orders();
+    service.allow_unhealthy = true;
+    assert_eq!(uids(routed(&world(vec![service], vec![ill]), None, VIP, 0)), ["ill"]);
+}
+
+#[test]
+fn ports_are_resolved_or_refused() {
+    let mut own_list = endpoint("a", "10.0.0.1");
+    own_list.services[0].1 = vec![fixture::port(80, 9090)];
+    let world = world(vec![orders()], vec![own_list]);
+    assert_eq!(candidates(routed(&world, None, VIP, 0))[0].target.port(), 9090);
+    let refused = failure(routed(&world, None, "240.240.0.1:81", 0));
+    assert_eq!(
+        refused,
+        RouteFailure::NoSuchPort("orders.shop.mesh.internal".to_owned(), 81)
+    );
+}
+
+#[test]
+fn failover_goes_outward_and_strict_does_not() {
+    let place = |mut workload: Workload, region: &str, zone: &str| {
+        workload.locality.region = region.into();
+        workload.locality.zone = zone.into();
+        workload
+    };
+    let us = place(fixture::workload("us", "10.0.0.9"), "r1", "z1");
+    let far = place(endpoint("far", "10.0.0.1"), "r2", "z1");
+    let region = place(endpoint("region", "10.0.0.2"), "r1", "z2");
+    let zone = place(endpoint("zone", "10.0.0.3"), "r1", "z1");
+    let mut service = orders();
+    service.preference = vec![Scope::Network, Scope::Region, Scope::Zone];
+    service.mode = BalanceMode::Failover;
+    let failover = world(vec![service.clone()], vec![far.clone(), region.clone(), zone]);
+    for seed in 0..50 {
+        assert_eq!(uids(routed(&failover, Some(&us), VIP, seed)), ["zone", "region", "far"]);
+    }
+    service.mode = BalanceMode::Strict;
+    let strict = world(vec![service], vec![far, region]);
+    assert!(matches!(
+        failure(routed(&strict, Some(&us), VIP, 0)),
+        RouteFailure::NoHealthyUpstream(_)
+    ));
+}
+
+#[test]
+fn passthrough_keeps_the_destination() {
+    let mut service = orders();
+    service.mode = BalanceMode::Passthrough;
+    let found = candidates(routed(
+        &world(vec![service], vec![endpoint("a", "10.0.0.1")]),
+        None,
+        VIP,
+        0,
+    ));
+    assert_eq!((found[0].target, &found[0].way), (VIP.parse().unwrap(), &Way::Plain));
+}
+
+#[test]
+fn waypoints_and_other_networks_are_named_not_bypassed() {
+    let mut service = orders();
+    service.has_waypoint = true;
+    let waypoint = world(vec![service], vec![endpoint("a", "10.0.0.1")]);
+    assert!(matches!(
+        failure(routed(&waypoint, None, VIP, 0)),
+        RouteFailure::NeedsWaypoint(_)
+    ));
+    let mut remote = endpoint("a", "10.0.0.1");
+    remote.network = "elsewhere".into();
+    let RouteFailure::NeedsWaypoint(text) = failure(routed(&world(vec![orders()], vec![remote]), None, VIP, 0)) else {
+        panic!("another failure");
+    };
+    assert!(text.contains("elsewhere"), "{text}");
+}
+
+#[test]
+fn a_workload_is_reached_as_it_says() {
+    let mut plain = fixture::workload("plain", "10.0.0.2");
+    plain.tunnel_protocol = TunnelProtocol::None;
+    let us = fixture::workload("us", "10.0.0.9");
+    let world = world(vec![], vec![fixture::workload("a", "10.0.0.1"), plain, us.clone()]);
+    let way = |destination| candidates(routed(&world, Some(&us), destination, 0)).remove(0).way;
+    assert!(matches!(way("10.0.0.1:5432"), Way::Tunnel { .. }));
+    assert_eq!(way("10.0.0.2:5432"), Way::Plain);
+    assert_eq!(way("10.0.0.9:5432"), Way::Plain, "to ourselves");
+    assert!(matches!(way("[::ffff:10.0.0.1]:5432"), Way::Tunnel { .. }));
+}
+
+#[test]
+fn the_family_that_was_asked_for_comes_first() {
+    let mut dual = endpoint("a", "10.0.0.1");
+    dual.addresses.push("fd00::1".parse().unwrap());
+    let mut service = orders();
+    service.vips.push(("".into(), "2001:2::1/128".parse().unwrap()));
+    let both = world(vec![service.clone()], vec![dual.clone()]);
+    assert!(candidates(routed(&both, None, "[2001:2::1]:80", 0))[0].target.is_ipv6());
+    assert!(candidates(routed(&both, None, VIP, 0))[0].target.is_ipv4());
+    service.ip_families = crate::world::IpFamilies::V6Only;
+    assert!(
+        candidates(routed(&world(vec![service], vec![dual]), None, VIP, 0))[0]
+            .target
+            .is_ipv6()
+    );
+}
