@@ -31,7 +31,7 @@ main() {
         [ -x "$BIN/$program" ] || { echo "demo: no $BIN/$program; run 'make demo', which builds it" >&2; exit 1; }
     done
     lab_open
-    trap 'failed $LINENO' ERR
+    trap 'failed "$LINENO" "$BASH_COMMAND"' ERR
 
     build_network
     start_control
@@ -58,7 +58,7 @@ pass() {
 failed() {
     trap - ERR
     {
-        echo "FAIL $((STEP + 1)). at line $1 of ${BASH_SOURCE[1]##*/}: $BASH_COMMAND"
+        echo "FAIL $((STEP + 1)). in ${FUNCNAME[*]:1} (line $1): ${2:0:200}"
         for log in "$LAB"/*/*.log; do
             [ -s "$log" ] || continue
             echo "--- ${log#"$LAB"/}"
