@@ -61,7 +61,9 @@ start_agent() {
 declare -A AGENT_PID=()
 
 is_ready() { lab_in "$1" curl -sf -m 2 http://127.0.0.1:15021/healthz/ready; }
-is_member() { meshctl get workloadentry -n shop -o json | grep -q "$1"; }
+is_member() {
+    meshctl agents -o json | jq -e --arg address "$1" 'any(.[]; .address == $address and .state == "connected")'
+}
 
 join_before_start() {
     configure "$1"
