@@ -1,1 +1,174 @@
-//! (to come)
+//! Everything of ours in the kernel: the device's addresses, policy rules, routes of captured prefixes, and the guard.
+//!
+//! All of it is found by name or number (device, table, priorities, protocol number), so that a restart takes over what
+//! a killed agent left, and [`cleanup`] needs no state. What is left behind fails closed: the routes through the device
+//! vanish with it, and the `unreachable` routes of worse metric stay.
+//!
+//! Calls block for as long as the kernel needs (microseconds; 100,000 prefixes take about a second): call them from a
+//! blocking thread. They need CAP_NET_ADMIN and nothing else; no sysctl is written.
+
+use std::collections::BTreeSet;
+use std::io;
+
+use ipnet::IpNet;
+
+use crate::config::{Capture, Config, Dns, OnFailure};
+
+pub mod cleanup;
+mod device;
+pub mod guard;
+mod netlink;
+mod routes;
+mod rules;
+
+pub use cleanup::cleanup;
+use device::Device;
+use guard::{Guard, Nft};
+use netlink::Netlink;
+use routes::Routes;
+
+/// Our routes and rules carry this protocol number (`ip route` shows `proto 109`), by which they are told from others'.
+const PROTOCOL: u8 = 109;
+
+/// Why the kernel does not do what it should.
+#[derive(Debug, thiserror::Error)]
+pub enum KernelError {
+    #[error("the address {address} is already on the device {device}: set {setting} to one that nobody uses")]
+    AddressTaken {
+        address: std::net::IpAddr,
+        device: String,
+        setting: &'static str,
+    },
+    #[error("{what}: {error}{}", hint(.error))]
+    Netlink { what: String, error: io::Error },
+    #[error("the device {0} is not there: it is made before the rest of the kernel's part")]
+    NoDevice(String),
+    #[error("`nft` cannot be run ({0}): install the package nftables")]
+    NoNft(io::Error),
+    #[error("nftables refused our table `inet mesh_agent`: {0}")]
+    Nft(String),
+}
+
+fn hint(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::PermissionDenied => " (the agent needs CAP_NET_ADMIN)",
+        _ => "",
+    }
+}
+
+/// Our part of the kernel's state, installed.
+#[derive(Debug)]
+pub struct Kernel {
+    netlink: Netlink,
+    capture: Capture,
+    dns: Dns,
+    routes: Routes,
+    guard: Guard,
+    nft: Nft,
+}
+
+impl Kernel {
+    /// Brings the device up with its addresses, then installs guard, routes of the resolver, and rules, in this order, so
+    /// that no rule leads to a table that is not ready. Takes over what an earlier run left: its prefixes stay captured
+    /// (unreachable) until the first [`Self::update_prefixes`].
+    pub fn install(config: &Config) -> Result<Self, KernelError> {
+        let (capture, dns) = (config.capture.clone(), config.dns.clone());
+        let mut netlink = Netlink::open()?;
+        let device =
+            Device::find(&mut netlink, &capture.tun)?.ok_or_else(|| KernelError::NoDevice(capture.tun.clone()))?;
+        device::check_collisions(&mut netlink, &device, &capture, &dns)?;
+        device.set_up(&mut netlink, &capture)?;
+        let guard = Guard::new(&capture, &dns, config.tunnel.listen.port());
+        let mut nft = Nft::default();
+        nft.load(&guard.text())?;
+        let mut routes = Routes::take_over(&mut netlink, &capture, device.index)?;
+        let kept = routes.prefixes();
+        routes.update(&mut netlink, with_resolver(&dns, kept))?;
+        rules::install(&mut netlink, &capture, &dns)?;
+        Ok(Self {
+            netlink,
+            capture,
+            dns,
+            routes,
+            guard,
+            nft,
+        })
+    }
+
+    /// Captures exactly these prefixes, those of the settings, and the resolver's addresses. Only the difference is told to
+    /// the kernel.
+    pub fn update_prefixes(&mut self, prefixes: &BTreeSet<IpNet>) -> Result<(), KernelError> {
+        let own = self.capture.prefixes.iter().copied();
+        let wanted = prefixes.iter().copied().chain(own).collect();
+        let wanted = with_resolver(&self.dns, wanted);
+        self.routes.update(&mut self.netlink, wanted)
+    }
+
+    /// Enforces these rules upon plaintext connections from the network, for established ones too. One transaction;
+    /// nothing is done when nothing changed.
+    pub fn update_guard(&mut self, plaintext: &[mesh_core::policy::PlaintextRule]) -> Result<(), KernelError> {
+        self.guard.set_plaintext(plaintext);
+        self.nft.load(&self.guard.text())
+    }
+
+    /// Packets that each policy accepted or refused since its rules were loaded.
+    pub fn plaintext_counts(&self) -> Result<Vec<guard::Count>, KernelError> {
+        self.nft.counts()
+    }
+
+    /// Removes everything, rules first, so that traffic goes its plain way from one moment to the next. For a clean stop;
+    /// the device itself goes when its descriptor is closed.
+    pub fn remove(mut self) -> Result<(), KernelError> {
+        cleanup::remove(&mut self.netlink, &self.capture)
+    }
+}
+
+/// The set with the resolver's addresses, in canonical form, and without what must never be captured.
+fn with_resolver(dns: &Dns, prefixes: BTreeSet<IpNet>) -> BTreeSet<IpNet> {
+    let resolver = [
+        IpNet::from(std::net::IpAddr::V4(dns.resolver4)),
+        IpNet::from(std::net::IpAddr::V6(dns.resolver6)),
+    ];
+    prefixes
+        .into_iter()
+        .chain(resolver)
+        .map(|prefix| prefix.trunc())
+        .filter(|prefix| !never(prefix))
+        .collect()
+}
+
+/// Loopback, multicast and link-local addresses belong to this machine or its wire; a mistaken world must not take them.
+fn never(prefix: &IpNet) -> bool {
+    let address = prefix.addr();
+    match address {
+        std::net::IpAddr::V4(four) => {
+            prefix.prefix_len() > 0 && (four.is_loopback() || four.is_multicast() || four.is_link_local())
+        }
+        std::net::IpAddr::V6(six) => {
+            prefix.prefix_len() > 0 && (six.is_loopback() || six.is_multicast() || six.is_unicast_link_local())
+        }
+    }
+}
+
+/// Whether unreachable routes are wanted.
+fn fails_closed(capture: &Capture) -> bool {
+    capture.on_failure == OnFailure::Closed
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn set(prefixes: &[&str]) -> BTreeSet<IpNet> {
+        prefixes.iter().map(|text| text.parse().unwrap()).collect()
+    }
+
+    #[test]
+    fn the_resolver_is_always_captured_and_loopback_never() {
+        let wanted = with_resolver(
+            &Dns::default(),
+            set(&["10.1.2.3/8", "127.0.0.0/8", "::1/128", "224.0.0.0/4", "fe80::/64"]),
+        );
+        assert_eq!(wanted, set(&["10.0.0.0/8", "100.64.100.53/32", "fd6d:6573:68::53/128"]));
+    }
+}

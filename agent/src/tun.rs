@@ -9,6 +9,7 @@ use std::io::{self, IoSlice, Read, Write};
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 
 use mesh_core::engine::{Offload, PacketOut};
+use tokio::io::unix::AsyncFd;
 
 use crate::config;
 
@@ -28,7 +29,9 @@ const GSO_TCPV6: u8 = 4;
 /// Why there is no TUN device.
 #[derive(Debug, thiserror::Error)]
 pub enum TunError {
-    #[error("/dev/net/tun does not exist: load the kernel module `tun` (modprobe tun), or give the container the device")]
+    #[error(
+        "/dev/net/tun does not exist: load the kernel module `tun` (modprobe tun), or give the container the device"
+    )]
     NoDevice,
     #[error(
         "/dev/net/tun may not be opened: it must have mode 0666 (udev does that; else `chmod 666 /dev/net/tun`), and the \
@@ -91,6 +94,11 @@ impl Tun {
             file: fd.into(),
             offload: Offload::default(),
         }
+    }
+
+    /// Registers it with the runtime of this thread.
+    pub fn register(self) -> io::Result<AsyncFd<Self>> {
+        linux::register(self)
     }
 
     /// What the kernel does for us.

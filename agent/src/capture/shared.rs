@@ -48,7 +48,7 @@ pub(super) struct Waiters {
 impl Shared {
     pub(super) fn new(tun: Tun, engine: Engine) -> io::Result<Self> {
         Ok(Self {
-            tun: AsyncFd::new(tun)?,
+            tun: tun.register()?,
             engine: RefCell::new(engine),
             waiters: RefCell::default(),
             outgoing: RefCell::new(Outgoing {

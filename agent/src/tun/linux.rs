@@ -1,4 +1,4 @@
-//! Opens the device, and asks the kernel for offloads: the two calls that need `unsafe`.
+//! Opens the device, and asks the kernel for offloads: the calls that need `unsafe`.
 #![allow(unsafe_code)]
 
 use std::fs::File;
@@ -6,9 +6,10 @@ use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
 use nix::errno::Errno;
+use tokio::io::unix::AsyncFd;
 use tun::AbstractDevice;
 
-use super::TunError;
+use super::{Tun, TunError};
 
 /// linux/if_tun.h.
 const TUN_F_CSUM: u64 = 0x01;
@@ -56,6 +57,13 @@ pub(super) fn open(name: &str, mtu: u16, offload: bool) -> Result<File, OpenErro
             .map_err(|errno| OpenError::OffloadRefused(errno.into()))?;
     }
     Ok(file)
+}
+
+/// Registers the device with the runtime of this thread.
+pub(super) fn register(tun: Tun) -> io::Result<AsyncFd<Tun>> {
+    // SAFETY: `Tun` owns its descriptor, gives always the same one, never gives it away, and closes it only when dropped.
+    let registered = unsafe { AsyncFd::register(tun) };
+    registered.map_err(|error| error.into_parts().1)
 }
 
 fn explain(name: &str, error: tun::Error, offload: bool) -> OpenError {

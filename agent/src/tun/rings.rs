@@ -91,7 +91,13 @@ impl MappedRings {
     /// Gives the pages of a free ring back to the kernel.
     fn cool(&mut self, id: usize) {
         // SAFETY: the range is one ring of a live mapping, and as it is free nothing refers to it.
-        let _ = unsafe { madvise(self.rings[id].start.cast::<c_void>(), self.bytes, MmapAdvise::MADV_DONTNEED) };
+        let _ = unsafe {
+            madvise(
+                self.rings[id].start.cast::<c_void>(),
+                self.bytes,
+                MmapAdvise::MADV_DONTNEED,
+            )
+        };
         self.cold.push(id);
     }
 }

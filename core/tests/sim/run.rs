@@ -217,7 +217,7 @@ impl Run {
     }
 
     fn is_quiet(&self) -> bool {
-        let flying = self.to_engine.next_arrival().or(self.to_host.next_arrival());
+        let flying = self.to_engine.next_arrival().or_else(|| self.to_host.next_arrival());
         let opening = (0..self.host.clients.len()).any(|client| self.host.state(client) == State::SynSent);
         flying.is_none() && !opening && self.engine.flows() == 0
     }
@@ -267,7 +267,7 @@ impl Run {
     /// Things that a kernel would not send; they must leave no trace but perhaps a RST.
     fn noise(&mut self, kind: u8, seed: u16) {
         let mut random = Random::new(seed.into());
-        if kind % 2 == 0 {
+        if kind.is_multiple_of(2) {
             let len = random.below(100);
             let bytes: Vec<u8> = (0..len).map(|_| u8::try_from(random.below(256)).unwrap()).collect();
             return self.engine.handle_packet(self.now, &bytes);

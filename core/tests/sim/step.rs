@@ -1,6 +1,4 @@
-//! What can happen in a run, from a seed or from a fuzzer's bytes.
-
-use crate::random::Random;
+//! What can happen in a run, from bytes: those of a seed, or of a fuzzer.
 
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Decision {
@@ -61,19 +59,6 @@ pub(crate) enum Step {
     Idle {
         millis: u8,
     },
-}
-
-/// Steps from a seed.
-pub(crate) fn from_seed(seed: u64) -> Vec<Step> {
-    let mut random = Random::new(seed);
-    let count = 10 + random.below(30);
-    let mut bytes = vec![0_u8; usize::try_from(count * 4 + 4).unwrap()];
-    for byte in &mut bytes {
-        *byte = u8::try_from(random.below(256)).unwrap();
-    }
-    // A run without a flow shows little.
-    bytes[..4].copy_from_slice(&[0, 0, 5, 0]);
-    from_bytes(&bytes)
 }
 
 /// Steps from bytes, four each.
