@@ -94,7 +94,11 @@ impl Joins {
             cluster_id: settings.cluster_id.clone(),
             dns_domain: settings.dns_domain.clone(),
             address: agent.address.clone(),
-            control_addresses: self.control.addresses.get().cloned().unwrap_or_default(),
+            // What is configured may have changed since the token was made; what is only guessed may not be reachable.
+            control_addresses: match settings.addresses.is_empty() {
+                true => agent.control_addresses.clone(),
+                false => settings.addresses.clone(),
+            },
         }
     }
 }
@@ -207,6 +211,7 @@ fn admit(tx: &Transaction<'_>, proven: &Proven, request: &JoinRequest) -> Result
         recoveries: known.as_ref().map_or(0, |a| a.recoveries),
         revoked_at: None,
         acked: known.map(|a| a.acked).unwrap_or_default(),
+        control_addresses: token.addresses.clone(),
     };
     agent.put(tx)?;
     TokenRow::bind(tx, &token.id, &agent.id, now())?;

@@ -24,7 +24,7 @@ struct State {
 struct Holder {
     epoch: u64,
     instance: String,
-    end: oneshot::Sender<Refusal>,
+    end: Option<oneshot::Sender<Refusal>>,
 }
 
 /// A live stream's hold on its agent.
@@ -61,7 +61,7 @@ impl Registry {
         let holder = Holder {
             epoch: state.epoch,
             instance: instance.to_owned(),
-            end: sender,
+            end: Some(sender),
         };
         let epoch = state.epoch;
         state.live.insert(agent.to_owned(), holder);
@@ -82,11 +82,11 @@ impl Registry {
         own
     }
 
-    /// Ends the agent's stream.
+    /// Ends the agent's stream; its place is free once the stream is gone.
     pub fn end(&self, agent: &str, refusal: Refusal) {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(held) = state.live.remove(agent) {
-            let _ = held.end.send(refusal);
+        if let Some(end) = state.live.get_mut(agent).and_then(|held| held.end.take()) {
+            let _ = end.send(refusal);
         }
     }
 

@@ -90,6 +90,14 @@ impl Store {
     }
 }
 
+/// The parts of a comma-separated column.
+fn list(text: &str) -> Vec<String> {
+    text.split(',')
+        .filter(|part| !part.is_empty())
+        .map(str::to_owned)
+        .collect()
+}
+
 /// Seconds since 1970.
 pub fn now() -> i64 {
     SystemTime::now()

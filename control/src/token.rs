@@ -55,6 +55,11 @@ pub fn create(
     if let Some(bad) = request.addresses.iter().find(|a| !crate::config::is_host_port(a)) {
         return Err(invalid(format!("address {bad:?} is not HOST:PORT")));
     }
+    let advertised = if request.addresses.is_empty() {
+        addresses
+    } else {
+        &request.addresses
+    };
     let secret: [u8; 32] = random();
     let row = TokenRow {
         id: hex(&random::<8>()),
@@ -64,17 +69,13 @@ pub fn create(
         expires_at: now() + i64::from(lifetime),
         max_uses,
         cidrs: request.cidrs.clone(),
+        addresses: advertised.to_vec(),
         revoked: false,
         uses: 0,
     };
     row.insert(tx)?;
-    let advertised = if request.addresses.is_empty() {
-        addresses
-    } else {
-        &request.addresses
-    };
     let text = mesh_core::token::encode(&BootstrapToken {
-        addresses: advertised.to_vec(),
+        addresses: row.addresses.clone(),
         ca_pins: authority.pins(),
         token_id: row.id.clone(),
         secret: secret.to_vec(),

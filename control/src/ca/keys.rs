@@ -20,7 +20,7 @@ pub(super) fn path(settings: &Settings, fingerprint: &str) -> PathBuf {
 /// Writes a key: to a temporary file, fsync, rename, fsync of the directory.
 pub(super) fn write(path: &Path, pem: &[u8]) -> Result<(), CaError> {
     let failed = |e| CaError::File(path.to_owned(), e);
-    let dir = path.parent().unwrap_or(Path::new("."));
+    let dir = path.parent().unwrap_or_else(|| Path::new("."));
     DirBuilder::new()
         .recursive(true)
         .mode(0o700)

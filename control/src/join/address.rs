@@ -60,7 +60,12 @@ fn is_routable(address: IpAddr) -> bool {
 
 /// Who else holds an address: a workload that is not this agent's, or a service.
 pub(crate) fn held_by_another(tx: &Transaction<'_>, address: IpAddr, agent: &str) -> Result<Option<String>, Error> {
-    for row in ResourceRow::list(tx, "", "", "")? {
+    // An IPv4 address can be written in one way only, which spares reading every resource.
+    let candidates = match address {
+        IpAddr::V4(v4) => ResourceRow::mentioning(tx, &v4.to_string())?,
+        IpAddr::V6(_) => ResourceRow::list(tx, "", "", "")?,
+    };
+    for row in candidates {
         if row.agent.as_deref() == Some(agent) {
             continue;
         }

@@ -9,7 +9,7 @@ use tonic::Code;
 use super::Operators;
 use crate::error::Refusal;
 use crate::resources::{Kind, Resource};
-use crate::store::{Error, ResourceKey, ResourceRow, now, timestamp};
+use crate::store::{Agent, Error, ResourceKey, ResourceRow, now, timestamp};
 
 /// Documents of one call.
 const DOCUMENTS: usize = 20_000;
@@ -38,6 +38,13 @@ impl Operators {
         };
         if !dry_run {
             self.control.touch();
+            let groups = response
+                .applied
+                .iter()
+                .filter(|a| a.kind == Kind::WorkloadGroup.as_str());
+            for group in groups.filter(|a| a.action == "configured") {
+                self.register_anew(&group.namespace, &group.name).await?;
+            }
         }
         Ok(response)
     }
@@ -86,10 +93,27 @@ impl Operators {
             .await?;
         if deleted {
             self.control.touch();
+            if key.kind == Kind::WorkloadGroup.as_str() {
+                self.register_anew(&key.namespace, &key.name).await?;
+            }
             return Ok(());
         }
         let message = format!("there is no {} {}/{}", key.kind, key.namespace, key.name);
         Err(Refusal::new(Code::NotFound, "resource-unknown", message))
+    }
+
+    /// Ends the streams of a group's agents, which come back at once and are registered as the group now says.
+    async fn register_anew(&self, namespace: &str, group: &str) -> Result<(), Refusal> {
+        let agents = self.control.store.run(Agent::list).await?;
+        for agent in agents
+            .iter()
+            .filter(|a| a.namespace == namespace && a.workload_group == group)
+        {
+            let message = "the agent's WorkloadGroup changed; reconnect to be registered anew";
+            let refusal = Refusal::new(Code::Unavailable, "group-changed", message);
+            self.control.registry.end(&agent.id, refusal);
+        }
+        Ok(())
     }
 }
 

@@ -33,6 +33,8 @@ pub struct Agent {
     pub revoked_at: Option<i64>,
     /// Fingerprints of the anchors that it acknowledged.
     pub acked: BTreeSet<String>,
+    /// Where the token that it joined by said that the control plane is.
+    pub control_addresses: Vec<String>,
 }
 
 /// A refused second connection with an agent's host key.
@@ -53,10 +55,10 @@ impl Agent {
     /// Keeps the agent, replacing what was known of it.
     pub fn put(&self, tx: &Transaction<'_>) -> Result<(), Error> {
         tx.execute(
-            "INSERT INTO agents (id, host_spki, namespace, service_account, workload_group, address, hostname, version, joined_at, last_seen, recoveries, revoked_at, acked)
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13)
+            "INSERT INTO agents (id, host_spki, namespace, service_account, workload_group, address, hostname, version, joined_at, last_seen, recoveries, revoked_at, acked, control_addresses)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14)
              ON CONFLICT (id) DO UPDATE SET namespace = ?3, service_account = ?4, workload_group = ?5, address = ?6, hostname = ?7,
-             version = ?8, last_seen = ?10, recoveries = ?11, revoked_at = ?12, acked = ?13",
+             version = ?8, last_seen = ?10, recoveries = ?11, revoked_at = ?12, acked = ?13, control_addresses = ?14",
             params![
                 self.id,
                 self.host_spki,
@@ -71,6 +73,7 @@ impl Agent {
                 self.recoveries,
                 self.revoked_at,
                 self.acked.iter().cloned().collect::<Vec<_>>().join(","),
+                self.control_addresses.join(","),
             ],
         )?;
         Ok(())
@@ -115,7 +118,7 @@ impl Agent {
     }
 }
 
-const SELECT: &str = "SELECT id, host_spki, namespace, service_account, workload_group, address, hostname, version, joined_at, last_seen, recoveries, revoked_at, acked FROM agents";
+const SELECT: &str = "SELECT id, host_spki, namespace, service_account, workload_group, address, hostname, version, joined_at, last_seen, recoveries, revoked_at, acked, control_addresses FROM agents";
 
 fn read(row: &Row<'_>) -> Result<Agent, Error> {
     let acked: String = row.get(12)?;
@@ -133,5 +136,6 @@ fn read(row: &Row<'_>) -> Result<Agent, Error> {
         recoveries: row.get(10)?,
         revoked_at: row.get(11)?,
         acked: acked.split(',').filter(|a| a.len() == 64).map(str::to_owned).collect(),
+        control_addresses: super::list(&row.get::<_, String>(13)?),
     })
 }

@@ -78,6 +78,13 @@ impl ResourceRow {
         .collect()
     }
 
+    /// Resources whose JSON contains `text`.
+    pub fn mentioning(tx: &Transaction<'_>, text: &str) -> Result<Vec<Self>, Error> {
+        tx.prepare_cached(&format!("{SELECT} WHERE instr(json, ?1) > 0"))?
+            .query_map([text], read)?
+            .collect()
+    }
+
     /// Removes it; false when there was none.
     pub fn delete(tx: &Transaction<'_>, key: &ResourceKey) -> Result<bool, Error> {
         let sql = "DELETE FROM resources WHERE kind = ?1 AND namespace = ?2 AND name = ?3";

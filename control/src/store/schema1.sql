@@ -6,6 +6,7 @@ CREATE TABLE tokens (
     expires_at INTEGER NOT NULL,
     max_uses INTEGER NOT NULL,
     cidrs TEXT NOT NULL,
+    addresses TEXT NOT NULL,
     revoked INTEGER NOT NULL DEFAULT 0
 ) STRICT;
 CREATE TABLE agents (
@@ -21,7 +22,8 @@ CREATE TABLE agents (
     last_seen INTEGER NOT NULL,
     recoveries INTEGER NOT NULL DEFAULT 0,
     revoked_at INTEGER,
-    acked TEXT NOT NULL DEFAULT ''
+    acked TEXT NOT NULL DEFAULT '',
+    control_addresses TEXT NOT NULL DEFAULT ''
 ) STRICT;
 CREATE TABLE token_uses (
     token TEXT NOT NULL REFERENCES tokens(id) ON DELETE CASCADE,

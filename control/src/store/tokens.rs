@@ -19,6 +19,8 @@ pub struct TokenRow {
     pub max_uses: u32,
     /// Where the joining connection must come from; empty means anywhere.
     pub cidrs: Vec<String>,
+    /// What it tells machines of where the control plane is.
+    pub addresses: Vec<String>,
     /// Whether an operator revoked it.
     pub revoked: bool,
     /// How many host keys used it.
@@ -67,7 +69,7 @@ impl TokenRow {
     /// Keeps a new token.
     pub fn insert(&self, tx: &Transaction<'_>) -> Result<(), Error> {
         tx.execute(
-            "INSERT INTO tokens (id, secret_sha256, workload_group, created_at, expires_at, max_uses, cidrs) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
+            "INSERT INTO tokens (id, secret_sha256, workload_group, created_at, expires_at, max_uses, cidrs, addresses) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
             params![
                 self.id,
                 self.secret_sha256,
@@ -75,7 +77,8 @@ impl TokenRow {
                 self.created_at,
                 self.expires_at,
                 self.max_uses,
-                self.cidrs.join(",")
+                self.cidrs.join(","),
+                self.addresses.join(","),
             ],
         )?;
         Ok(())
@@ -120,7 +123,7 @@ impl TokenRow {
     }
 }
 
-const SELECT: &str = "SELECT t.id, t.secret_sha256, t.workload_group, t.created_at, t.expires_at, t.max_uses, t.cidrs, t.revoked, (SELECT count(*) FROM token_uses u WHERE u.token = t.id) FROM tokens t";
+const SELECT: &str = "SELECT t.id, t.secret_sha256, t.workload_group, t.created_at, t.expires_at, t.max_uses, t.cidrs, t.revoked, (SELECT count(*) FROM token_uses u WHERE u.token = t.id), t.addresses FROM tokens t";
 
 fn read(row: &Row<'_>) -> Result<TokenRow, Error> {
     let cidrs: String = row.get(6)?;
@@ -131,7 +134,8 @@ fn read(row: &Row<'_>) -> Result<TokenRow, Error> {
         created_at: row.get(3)?,
         expires_at: row.get(4)?,
         max_uses: row.get(5)?,
-        cidrs: cidrs.split(',').filter(|c| !c.is_empty()).map(str::to_owned).collect(),
+        cidrs: super::list(&cidrs),
+        addresses: super::list(&row.get::<_, String>(9)?),
         revoked: row.get(7)?,
         uses: row.get(8)?,
     })

@@ -97,7 +97,7 @@ fn acknowledgements_and_rejections() {
     bundle.type_url = type_url::TRUST_BUNDLE.to_owned();
     session.request(&bundle).unwrap();
     let nonce = session.poll(&world)[0].nonce.clone();
-    bundle.response_nonce = nonce.clone();
+    bundle.response_nonce = nonce;
     let ack = session.request(&bundle).unwrap().unwrap();
     assert_eq!(ack, Acknowledged::Yes(XdsType::TrustBundle, ["f".to_owned()].into()));
     assert_eq!(session.request(&bundle).unwrap(), None, "a nonce counts once");

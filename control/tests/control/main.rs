@@ -1,0 +1,8 @@
+//! The control plane from outside: a whole server, and machines that speak to it as agents do.
+#![allow(clippy::unwrap_used)]
+
+mod common;
+mod durability;
+mod join;
+mod operator;
+mod xds;
