@@ -1,6 +1,21 @@
 //! What is answered, and what is forwarded (istio-wire section 4).
+//!
+//! Names of mesh services are answered with authority; of the mesh's own domain nothing is ever asked elsewhere; everything
+//! else is somebody else's and is forwarded as it came.
 
+use hickory_proto::op::ResponseCode;
+use hickory_proto::rr::RecordType;
+
+use crate::mix::Mix;
 use crate::world::World;
+
+mod message;
+mod names;
+#[cfg(test)]
+mod tests;
+
+use message::{Query, Read};
+use names::Found;
 
 /// Where the asking machine stands.
 #[derive(Clone, Debug)]
@@ -26,14 +41,67 @@ pub enum Action {
     Drop,
 }
 
-/// Decides on one DNS message. `seed` shuffles addresses; `max` is the most bytes that the answer may have (UDP), truncated with TC.
-#[allow(unused_variables)]
+/// Decides on one DNS message. `seed` shuffles addresses; `max` is the most bytes that the answer may have, truncated with TC.
+///
+/// Below 65,535 (a stream's limit) the message is taken to have come by UDP: then the size that the query's EDNS announces,
+/// or 512 without EDNS, bounds the answer as well.
 pub fn decide(query: &[u8], world: &World, view: &View<'_>, seed: u64, max: usize) -> Action {
-    todo!()
+    let query = match message::read(query) {
+        Read::Query(query) => query,
+        Read::Malformed(answer) => return Action::Answer(answer),
+        Read::Other => return Action::Forward,
+        Read::Nothing => return Action::Drop,
+    };
+    let max = query.limit(max);
+    let Some(name) = query.plain_name() else {
+        return Action::Forward;
+    };
+    if query.kind() == RecordType::PTR {
+        return reverse(&query, &name, world, view, max);
+    }
+    if let Some(found) = names::find(&name, world, view) {
+        return Action::Answer(query.addresses(&addresses(&query, &found, world, view, seed), found.stripped(), max));
+    }
+    match names::below(&name, view.mesh_domain) {
+        None => Action::Forward,
+        // Not yet known is not unknown: let the client ask again.
+        Some(_) if !world.addresses_synced() => Action::Answer(query.code(ResponseCode::ServFail)),
+        // The domain itself and its namespaces exist, whoever lives in them.
+        Some(0 | 1) => Action::Answer(query.code(ResponseCode::NoError)),
+        Some(_) => Action::Answer(query.code(ResponseCode::NXDomain)),
+    }
 }
 
 /// SERVFAIL for a query whose forwarding failed; `None` when the query has no readable header.
-#[allow(unused_variables)]
 pub fn servfail(query: &[u8]) -> Option<Vec<u8>> {
-    todo!()
+    match message::read(query) {
+        Read::Query(query) => Some(query.code(ResponseCode::ServFail)),
+        Read::Malformed(_) | Read::Other => message::bare(query, ResponseCode::ServFail),
+        Read::Nothing => None,
+    }
+}
+
+/// Addresses of the asked family, shuffled; none for other types, which a known name simply does not have.
+fn addresses(query: &Query, found: &Found<'_>, world: &World, view: &View<'_>, seed: u64) -> Vec<std::net::IpAddr> {
+    let wanted = match query.kind() {
+        RecordType::A => true,
+        RecordType::AAAA => false,
+        _ => return vec![],
+    };
+    let mut addresses = names::addresses(found.service(), world, view.network);
+    addresses.retain(|address| address.is_ipv4() == wanted);
+    Mix::new(seed).shuffle(&mut addresses);
+    addresses
+}
+
+/// The name behind a VIP.
+fn reverse(query: &Query, name: &str, world: &World, view: &View<'_>, max: usize) -> Action {
+    let service = query
+        .reversed()
+        .and_then(|address| world.service_at(view.network, address, view.namespace));
+    match service {
+        Some(service) if !service.key.hostname.starts_with('*') => query.pointer(&service.key.hostname, max),
+        _ if names::below(name, view.mesh_domain).is_some() => Action::Answer(query.code(ResponseCode::NXDomain)),
+        _ => Action::Forward,
+    }
 }
