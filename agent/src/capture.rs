@@ -29,7 +29,7 @@ pub use stats::{Snapshot, Stats};
 pub use streams::{FlowSink, FlowSource};
 
 /// A flow that is half-closed and silent is dropped after this long.
-const LINGER: std::time::Duration = std::time::Duration::from_secs(300);
+const LINGER: std::time::Duration = std::time::Duration::from_secs(3600);
 /// Events that may wait between two turns of the loop.
 const EVENTS: usize = 4096;
 

@@ -3,6 +3,8 @@
 //! Layers: built-in defaults, `/etc/mesh-agent/agent.toml`, `/etc/mesh-agent/conf.d/*.toml`, then
 //! `MESH_AGENT__SECTION__KEY` from the environment.
 
+pub mod source;
+
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 

@@ -35,6 +35,14 @@ pub enum Transport {
 }
 
 impl Transport {
+    /// As logs and `status` name it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Hbone3 => "hbone3",
+            Self::Plain => "plain",
+        }
+    }
+
     /// Istio's `connection_security_policy`.
     pub fn security_policy(self) -> &'static str {
         match self {
@@ -51,8 +59,10 @@ pub struct Facts {
     pub transport: Transport,
     /// The client.
     pub source: SocketAddr,
-    /// Outbound: where the application connected to. Inbound: where it is delivered.
+    /// Where the serving application listens.
     pub destination: SocketAddr,
+    /// Outbound: where the application connected to, when that is a service's address.
+    pub original: Option<SocketAddr>,
     /// The tunnel peer's address.
     pub hbone: Option<SocketAddr>,
     pub service: Option<ServiceKey>,

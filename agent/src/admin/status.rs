@@ -1,0 +1,139 @@
+//! What `status` and `/flows` say. The JSON is the interface; the text of `mesh-agent status` is made of it.
+
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use mesh_core::policy::missing_policies;
+use serde_json::{Value, json};
+use tokio::sync::watch;
+
+use crate::certs::unix;
+use crate::channel::hex;
+use crate::shared::Shared;
+use crate::xds;
+
+/// What there is to be seen.
+#[derive(Debug)]
+pub enum View {
+    /// Not joined.
+    Waiting { error: Option<String> },
+    /// A member.
+    Member(Member),
+}
+
+/// The parts of a running member.
+#[derive(Debug)]
+pub struct Member {
+    pub shared: Arc<Shared>,
+    pub xds: watch::Receiver<xds::Status>,
+    /// Prefixes that are captured.
+    pub captured: watch::Receiver<usize>,
+}
+
+/// The whole status.
+pub fn render(view: &View) -> Value {
+    match view {
+        View::Waiting { error } => json!({
+            "state": "waiting",
+            "version": env!("CARGO_PKG_VERSION"),
+            "healthy": false,
+            "message": "waiting to be joined",
+            "error": error,
+        }),
+        View::Member(member) => member.render(),
+    }
+}
+
+impl Member {
+    fn render(&self) -> Value {
+        let (world, xds) = (self.shared.world(), self.xds.borrow().clone());
+        let membership = &self.shared.membership;
+        let own = self.shared.own_workload(&world);
+        let missing: Vec<_> = own.iter().flat_map(|own| missing_policies(&world, own).map(ToString::to_string)).collect();
+        let problems = self.problems(&xds, own.is_some(), &missing);
+        let certificate = self.shared.credentials().map(|credentials| {
+            json!({
+                "identity": credentials.identity.to_string(),
+                "serial": hex(&credentials.serial),
+                "not_after": unix(credentials.not_after),
+                "seconds_left": unix(credentials.not_after).saturating_sub(unix(SystemTime::now())),
+            })
+        });
+        json!({
+            "state": "member",
+            "version": env!("CARGO_PKG_VERSION"),
+            "healthy": problems.is_empty(),
+            "problems": problems,
+            "agent_id": membership.agent_id,
+            "identity": format!("spiffe://{}/ns/{}/sa/{}", membership.trust_domain, membership.namespace, membership.service_account),
+            "workload": format!("{}/{}", membership.namespace, membership.workload_name),
+            "address": membership.address,
+            "control": {
+                "connected": xds.connected,
+                "addresses": membership.control_addresses,
+                "error": xds.error,
+                "reconnects": xds.reconnects,
+            },
+            "world": {
+                "age_seconds": xds.heard.map(|heard| unix(SystemTime::now()).saturating_sub(heard)),
+                "from_snapshot": xds.from_snapshot,
+                "workloads": world.workloads().count(),
+                "services": world.services().count(),
+                "policies": world.policies().count(),
+            },
+            "own_record": { "present": own.is_some(), "addresses": self.shared.own_addresses(&world) },
+            "policies": {
+                "missing": missing,
+                "rejected": xds.rejected.iter().map(|(name, why)| json!({"name": name, "reason": why})).collect::<Vec<_>>(),
+            },
+            "certificate": certificate,
+            "capture": { "prefixes": *self.captured.borrow() },
+            "dns": { "resolver": [self.shared.config.dns.resolver4.to_string(), self.shared.config.dns.resolver6.to_string()], "domain": membership.dns_domain },
+            "flows": { "live": self.shared.flows.len() },
+        })
+    }
+
+    fn problems(&self, xds: &xds::Status, has_record: bool, missing: &[String]) -> Vec<String> {
+        let mut problems = Vec::new();
+        if let Some(error) = xds.error.as_ref().filter(|_| !xds.connected) {
+            problems.push(format!("not connected to the control plane: {error}"));
+        }
+        if !has_record {
+            problems.push("our own record is not in the world yet: peers cannot reach this machine".into());
+        }
+        if !missing.is_empty() {
+            problems.push(format!("policies that hold for us have not arrived, so everything is denied: {}", missing.join(", ")));
+        }
+        match self.shared.credentials() {
+            None => problems.push("there is no usable certificate".into()),
+            Some(credentials) if credentials.not_after <= SystemTime::now() => {
+                problems.push("the certificate has expired; renewal goes on".into());
+            }
+            Some(_) => {}
+        }
+        problems
+    }
+}
+
+/// All live flows.
+pub fn flows(view: &View) -> Value {
+    let View::Member(member) = view else { return json!([]) };
+    let mut flows = Vec::new();
+    member.shared.flows.for_each(|live| {
+        let facts = &live.facts;
+        flows.push(json!({
+            "id": live.id,
+            "direction": facts.direction,
+            "transport": facts.transport,
+            "source": facts.source,
+            "destination": facts.destination,
+            "service": facts.service.as_ref().map(|key| key.hostname.to_string()),
+            "source_identity": facts.source_identity.as_ref().map(ToString::to_string),
+            "destination_identity": facts.destination_identity.as_ref().map(ToString::to_string),
+            "seconds": live.since.elapsed().as_secs(),
+            "bytes_forth": live.forth.get(),
+            "bytes_back": live.back.get(),
+        }));
+    });
+    json!(flows)
+}

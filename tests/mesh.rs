@@ -1,0 +1,25 @@
+//! Whole agents and a whole control plane, each machine with its own network and mount namespace, real kernel TUN, real
+//! nginx and curl: what users see.
+#![allow(clippy::unwrap_used, clippy::print_stdout, clippy::print_stderr)]
+
+#[path = "lab/mod.rs"]
+mod lab;
+
+#[path = "mesh/fixture.rs"]
+mod fixture;
+#[path = "mesh/hosts.rs"]
+mod hosts;
+#[path = "mesh/joining.rs"]
+mod joining;
+#[path = "mesh/names.rs"]
+mod names;
+#[path = "mesh/observe.rs"]
+mod observe;
+#[path = "mesh/outages.rs"]
+mod outages;
+#[path = "mesh/policies.rs"]
+mod policies;
+#[path = "mesh/revocation.rs"]
+mod revocation;
+#[path = "mesh/traffic.rs"]
+mod traffic;
