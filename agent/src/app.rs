@@ -1,1 +1,211 @@
-//! (to come)
+//! The only place where all parts meet: waiting to be joined, being a member, going down.
+
+mod member;
+mod shard;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::{mpsc, oneshot, watch};
+
+use crate::admin::status::View;
+use crate::admin::{self, Admin, Command};
+use crate::config::Config;
+use crate::config::source::{self, Loaded};
+use crate::ready::Ready;
+use crate::state::State;
+use crate::trace::Level;
+use crate::{join, metrics, notify, trace};
+use member::Member;
+
+/// Runs the daemon until it is told to stop.
+pub fn run(loaded: Loaded) -> anyhow::Result<()> {
+    let level = trace::install(&loaded.config.log)?;
+    // Control side: xDS, certificates, admin, metrics. The data plane has a thread of its own.
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let mut app = App::start(loaded, level).await?;
+        app.serve().await
+    })
+}
+
+#[derive(Debug)]
+struct App {
+    loaded: Loaded,
+    config: Arc<Config>,
+    state: State,
+    ready: Ready,
+    view: watch::Sender<Arc<View>>,
+    commands: mpsc::Receiver<Command>,
+    level: Level,
+    signals: Signals,
+}
+
+#[derive(Debug)]
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    reload: Signal,
+}
+
+/// What ends a phase.
+enum Next {
+    Stop,
+    Joined,
+    Left,
+}
+
+impl App {
+    async fn start(loaded: Loaded, level: Level) -> anyhow::Result<Self> {
+        let config = Arc::new(loaded.config.clone());
+        let (view, view_watch) = watch::channel(Arc::new(View::Waiting { error: None }));
+        let (sender, commands) = mpsc::channel(8);
+        let ready = Ready::default();
+        let admin = Admin {
+            config: config.clone(),
+            view: view_watch,
+            commands: sender,
+            ready: ready.clone(),
+            metrics: metrics::install()?,
+            level: level.clone(),
+        };
+        let listener = admin::bind(&config)?;
+        admin::serve_ports(&admin).await?;
+        tokio::spawn(admin::serve(admin, listener));
+        tokio::spawn(watchdog());
+        let signals = Signals {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            reload: signal(SignalKind::hangup())?,
+        };
+        let state = State::new(&config.paths.state);
+        Ok(Self { loaded, config, state, ready, view, commands, level, signals })
+    }
+
+    async fn serve(&mut self) -> anyhow::Result<()> {
+        loop {
+            let next = match self.state.membership()? {
+                Some(membership) => self.member(membership).await?,
+                None => self.wait_to_be_joined().await,
+            };
+            if let Next::Stop = next {
+                notify::stopping("stopped");
+                let _ = std::fs::remove_file(self.config.paths.run.join(admin::SOCKET));
+                return Ok(());
+            }
+        }
+    }
+
+    /// Not joined: nothing of the machine's network is touched.
+    async fn wait_to_be_joined(&mut self) -> Next {
+        let _pending = self.ready.pending("join");
+        self.view.send_replace(Arc::new(View::Waiting { error: None }));
+        tracing::info!(target: "mesh_agent", "waiting to be joined; run: mesh-agent join");
+        notify::ready("waiting to be joined; run: mesh-agent join");
+        loop {
+            tokio::select! {
+                command = self.commands.recv() => match command {
+                    Some(Command::Join { token, address, reply }) => {
+                        if self.join(&token, address, reply).await {
+                            return Next::Joined;
+                        }
+                    }
+                    Some(Command::Leave { reply }) => drop(reply.send(Err("this machine has not joined".into()))),
+                    None => return Next::Stop,
+                },
+                _ = self.signals.terminate.recv() => return Next::Stop,
+                _ = self.signals.interrupt.recv() => return Next::Stop,
+                _ = self.signals.reload.recv() => self.reload(),
+            }
+        }
+    }
+
+    async fn join(
+        &self,
+        token: &str,
+        address: Option<std::net::IpAddr>,
+        reply: oneshot::Sender<Result<String, String>>,
+    ) -> bool {
+        let joined = join::join(&self.state, token, address, self.config.capture.mark).await;
+        let answer = match &joined {
+            Ok(member) => Ok(format!("joined as {}/{} ({})", member.namespace, member.workload_name, member.address)),
+            Err(error) => Err(format!("{error:#}")),
+        };
+        let _ = reply.send(answer);
+        joined.is_ok()
+    }
+
+    async fn member(&mut self, membership: join::Membership) -> anyhow::Result<Next> {
+        let mut member = Member::start(&self.config, membership, &self.state, &self.ready).await?;
+        self.view.send_replace(Arc::new(View::Member(member.view())));
+        notify::ready(&format!("member {}", member.name()));
+        let next = loop {
+            tokio::select! {
+                error = member.failed() => {
+                    // What is in the kernel stays: captured traffic must not leave in plain.
+                    return Err(error).context("the data plane failed");
+                }
+                command = self.commands.recv() => match command {
+                    Some(Command::Join { reply, .. }) => {
+                        let _ = reply.send(Err(format!("already joined as {}; run mesh-agent leave first", member.name())));
+                    }
+                    Some(Command::Leave { reply }) => {
+                        let told = member.tell_leave().await;
+                        member.stop(Duration::ZERO).await?;
+                        self.state.forget()?;
+                        let _ = reply.send(Ok(match told {
+                            Ok(()) => "left the mesh".into(),
+                            Err(error) => format!("left the mesh; the control plane could not be told ({error:#}), revoke the machine there"),
+                        }));
+                        return Ok(Next::Left);
+                    }
+                    None => break Next::Stop,
+                },
+                _ = self.signals.terminate.recv() => break Next::Stop,
+                _ = self.signals.interrupt.recv() => break Next::Stop,
+                _ = self.signals.reload.recv() => self.reload(),
+            }
+        };
+        notify::stopping("draining");
+        member.stop(DRAIN).await?;
+        Ok(next)
+    }
+
+    /// SIGHUP: what can be changed live is; the rest is named.
+    fn reload(&mut self) {
+        notify::reloading();
+        match source::load(Some(&self.loaded.file).filter(|file| file.exists()).map(|file| file.as_path())) {
+            Ok(fresh) => {
+                if let Err(error) = self.level.set(&fresh.config.log.level) {
+                    tracing::error!(target: "mesh_agent", error = %format!("{error:#}"), "reload: log.level");
+                }
+                let mut same = fresh.config.clone();
+                same.log = self.loaded.config.log.clone();
+                if same != self.loaded.config {
+                    tracing::warn!(target: "mesh_agent", "reload: only log.level changes live; restart for the rest");
+                }
+                self.loaded = fresh;
+                tracing::info!(target: "mesh_agent", "configuration reloaded");
+            }
+            Err(error) => {
+                tracing::error!(target: "mesh_agent", error = %format!("{error:#}"), "reload: the old configuration stays");
+            }
+        }
+        notify::ready("configuration reloaded");
+    }
+}
+
+/// Tells systemd that this runtime is alive.
+async fn watchdog() {
+    let Some(interval) = notify::watchdog_interval() else { return };
+    let mut tick = tokio::time::interval(interval);
+    loop {
+        tick.tick().await;
+        notify::watchdog();
+    }
+}
+
+/// How long live flows may go on after SIGTERM.
+const DRAIN: Duration = Duration::from_secs(5);

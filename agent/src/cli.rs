@@ -1,1 +1,124 @@
-//! (to come)
+//! The command line: what can be said, and with which exit code it ends.
+
+mod client;
+mod commands;
+mod join;
+mod status;
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand, ValueEnum};
+
+/// Exit codes: 0 done, 1 failed, 2 wrong usage, 3 not joined, 4 the daemon does not run.
+#[derive(Debug, Parser)]
+#[command(name = "mesh-agent", version, about = "A userspace service mesh for this machine", after_help = EXAMPLES)]
+pub struct Cli {
+    /// Read this file instead of /etc/mesh-agent/agent.toml (conf.d is looked for beside it)
+    #[arg(long, global = true, value_name = "FILE")]
+    config: Option<PathBuf>,
+    #[command(subcommand)]
+    command: Command,
+}
+
+const EXAMPLES: &str = "Examples:
+  sudo mesh-agent join < token          join with a token from `meshctl token create`
+  sudo systemctl enable --now mesh-agent
+  mesh-agent status                     how this machine stands
+  sudo mesh-agent leave                 leave the mesh and forget the identity
+
+Exit codes: 0 done, 1 failed, 2 wrong usage, 3 not joined, 4 the daemon does not run";
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the daemon (systemd does this)
+    #[command(after_help = "Examples:\n  mesh-agent run\n  mesh-agent run --config /tmp/agent.toml")]
+    Run,
+    /// Join a mesh with a bootstrap token
+    #[command(after_help = "Examples:\n  sudo mesh-agent join < token\n  sudo mesh-agent join --token-file /root/token --address 10.0.0.5\n  MESH_AGENT_TOKEN=mesh1... sudo -E mesh-agent join")]
+    Join(JoinArguments),
+    /// Show how this machine stands
+    #[command(after_help = "Examples:\n  mesh-agent status\n  mesh-agent status -o json | jq .problems")]
+    Status {
+        /// How to print
+        #[arg(short, long, value_enum, default_value_t = Output::Text)]
+        output: Output,
+    },
+    /// Leave the mesh: the control plane is told, the identity is deleted, the kernel is as before
+    #[command(after_help = "Examples:\n  sudo mesh-agent leave")]
+    Leave,
+    /// Take everything of ours out of the kernel, after a crash
+    #[command(after_help = "Examples:\n  sudo systemctl stop mesh-agent; sudo mesh-agent cleanup")]
+    Cleanup,
+    /// Look at the configuration
+    #[command(subcommand, after_help = "Examples:\n  mesh-agent config check\n  mesh-agent config show -o json")]
+    Config(ConfigCommand),
+}
+
+#[derive(Debug, clap::Args)]
+struct JoinArguments {
+    /// The token; better on standard input, because other users see command lines
+    token: Option<String>,
+    /// Read the token from this file
+    #[arg(long, value_name = "FILE", conflicts_with = "token")]
+    token_file: Option<PathBuf>,
+    /// The address by which peers reach this machine, instead of the one that the control plane sees
+    #[arg(long)]
+    address: Option<IpAddr>,
+}
+
+#[derive(Debug, Subcommand)]
+enum ConfigCommand {
+    /// Check the configuration, and say where it is wrong
+    #[command(after_help = "Examples:\n  mesh-agent config check && sudo systemctl reload mesh-agent")]
+    Check,
+    /// Print every setting and where it comes from
+    #[command(after_help = "Examples:\n  mesh-agent config show\n  mesh-agent config show -o json")]
+    Show {
+        /// How to print
+        #[arg(short, long, value_enum, default_value_t = Output::Text)]
+        output: Output,
+    },
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Output {
+    Text,
+    Json,
+}
+
+/// Parses the command line, runs it, and says how it ended.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match commands::run(cli) {
+        Ok(code) => ExitCode::from(code),
+        Err(error) => {
+            let text = format!("mesh-agent: {error:#}\n");
+            let _ = std::io::Write::write_all(&mut std::io::stderr(), text.as_bytes());
+            ExitCode::from(FAILED)
+        }
+    }
+}
+
+const DONE: u8 = 0;
+const FAILED: u8 = 1;
+const NOT_JOINED: u8 = 3;
+const NOT_RUNNING: u8 = 4;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory as _;
+
+    #[test]
+    fn every_command_has_examples() {
+        fn check(command: &clap::Command) {
+            let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+            assert!(help.contains("Examples:"), "{} has no example", command.get_name());
+            command.get_subcommands().filter(|one| one.get_name() != "help").for_each(check);
+        }
+        Cli::command().debug_assert();
+        check(&Cli::command());
+    }
+}

@@ -30,6 +30,7 @@ pub fn render(view: &View) -> Value {
 }
 
 fn workload(one: &Workload) -> Value {
+    let kind = ["deployment", "cronjob", "pod", "job"][usize::try_from(one.workload_type).unwrap_or(0).min(3)];
     json!({
         "uid": one.uid,
         "name": one.name,
@@ -43,7 +44,7 @@ fn workload(one: &Workload) -> Value {
         "canonicalName": one.canonical_name,
         "canonicalRevision": one.canonical_revision,
         "workloadName": one.workload_name,
-        "workloadType": ["deployment", "cronjob", "pod", "job"][usize::try_from(one.workload_type).unwrap_or(0).min(3)],
+        "workloadType": kind,
         "status": if one.healthy { "Healthy" } else { "Unhealthy" },
         "clusterId": one.cluster_id,
         "capacity": one.capacity,

@@ -1,0 +1,210 @@
+//! A running member: the tasks of the control side, the shard, and our part of the kernel.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+use mesh_core::policy::compile_plaintext;
+use mesh_core::world::World;
+use mesh_proto::mesh::LeaveRequest;
+use mesh_proto::mesh::join_service_client::JoinServiceClient;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+
+use super::shard::Shard;
+use crate::admin::status;
+use crate::certs::{Pem, Renewal, root_store};
+use crate::channel::{self, Trust};
+use crate::config::Config;
+use crate::flows::Flows;
+use crate::join::Membership;
+use crate::kernel::{self, Kernel};
+use crate::ready::{Pending, Ready};
+use crate::shared::Shared;
+use crate::state::State;
+use crate::tun::Tun;
+use crate::xds::{self, Xds};
+use crate::{inbound, metrics};
+
+/// See the module.
+#[derive(Debug)]
+pub(super) struct Member {
+    config: Arc<Config>,
+    shared: Arc<Shared>,
+    xds: watch::Receiver<xds::Status>,
+    captured: watch::Receiver<usize>,
+    shard: Shard,
+    tasks: JoinSet<()>,
+    /// Ends the task that owns our part of the kernel.
+    kernel: KernelTask,
+}
+
+#[derive(Debug)]
+struct KernelTask {
+    stop: watch::Sender<bool>,
+    task: tokio::task::JoinHandle<anyhow::Result<()>>,
+}
+
+impl Member {
+    /// Starts everything, top to bottom. From a snapshot on disk traffic is served before the control plane is there.
+    pub(super) async fn start(
+        config: &Arc<Config>,
+        membership: Membership,
+        state: &State,
+        ready: &Ready,
+    ) -> anyhow::Result<Self> {
+        let waiting = ready.pending("world");
+        let pem = Pem::load(state)?.context("the certificate is missing from the state directory; leave and join again")?;
+        let credentials = pem.credentials().context("reading the certificate of this machine")?;
+        let (publish, credentials) = watch::channel(Some(Arc::new(credentials)));
+        let (xds, world, xds_status) =
+            Xds::new(config.clone(), membership.clone(), state.clone(), credentials.clone());
+        let shared = Arc::new(Shared {
+            config: config.clone(),
+            membership: membership.clone(),
+            world: world.clone(),
+            credentials,
+            flows: Arc::<Flows>::default(),
+        });
+
+        let tun = Tun::open(&config.capture)?;
+        let kernel = install(config.clone()).await?;
+        let shard = Shard::start(shared.clone(), tun).await?;
+        let (captured, captured_watch) = watch::channel(0);
+        let kernel = KernelTask::start(kernel, shared.clone(), captured);
+
+        let mut tasks = JoinSet::new();
+        tasks.spawn(xds.run());
+        let renewal = Renewal {
+            config: config.clone(),
+            membership,
+            state: state.clone(),
+            pem,
+            publish,
+            world: world.clone(),
+        };
+        tasks.spawn(renewal.run());
+        tasks.spawn(inbound::recheck(shared.clone()));
+        tasks.spawn(become_ready(world, waiting));
+        tasks.spawn(sample(shared.clone(), shard.stats.clone(), xds_status.clone()));
+        Ok(Self { config: config.clone(), shared, xds: xds_status, captured: captured_watch, shard, tasks, kernel })
+    }
+
+    pub(super) fn view(&self) -> status::Member {
+        status::Member { shared: self.shared.clone(), xds: self.xds.clone(), captured: self.captured.clone() }
+    }
+
+    pub(super) fn name(&self) -> String {
+        format!("{}/{}", self.shared.membership.namespace, self.shared.membership.workload_name)
+    }
+
+    /// Resolves when the agent cannot go on.
+    pub(super) async fn failed(&mut self) -> anyhow::Error {
+        match (&mut self.shard.ended).await {
+            Ok(error) => error,
+            Err(_) => std::future::pending().await,
+        }
+    }
+
+    /// Asks the control plane to forget this machine.
+    pub(super) async fn tell_leave(&self) -> anyhow::Result<()> {
+        let credentials = self.shared.credentials().context("there is no certificate")?;
+        let Membership { control_addresses, trust_domain, .. } = &self.shared.membership;
+        let trust = Trust::Roots(Arc::new(root_store(&credentials.root_pems)?));
+        let mark = self.config.capture.mark;
+        let connection = channel::connect(control_addresses, trust_domain, &trust, Some(&credentials), mark).await?;
+        let mut client = JoinServiceClient::new(connection.channel().await?);
+        tokio::time::timeout(Duration::from_secs(5), client.leave(LeaveRequest {})).await??;
+        Ok(())
+    }
+
+    /// A clean stop: peers are told, live flows may end within `drain`, and the kernel is as it was before.
+    pub(super) async fn stop(mut self, drain: Duration) -> anyhow::Result<()> {
+        self.shard.drain();
+        let end = Instant::now() + drain;
+        while !self.shared.flows.is_empty() && Instant::now() < end {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        self.tasks.shutdown().await;
+        let _ = self.kernel.stop.send(true);
+        self.kernel.task.await.context("the kernel task")??;
+        tokio::task::spawn_blocking(move || self.shard.stop()).await.context("stopping the data plane")?;
+        Ok(())
+    }
+}
+
+/// Netlink and nft calls block.
+async fn install(config: Arc<Config>) -> anyhow::Result<Kernel> {
+    let install = move || {
+        Kernel::install(&config).map_err(|error| {
+            let _ = kernel::cleanup(&config);
+            anyhow::Error::from(error)
+        })
+    };
+    tokio::task::spawn_blocking(install).await?.context("setting up capture")
+}
+
+impl KernelTask {
+    /// Keeps captured prefixes and the packet filter true to the world.
+    fn start(kernel: Kernel, shared: Arc<Shared>, captured: watch::Sender<usize>) -> Self {
+        let (stop, mut stopped) = watch::channel(false);
+        let task = tokio::spawn(async move {
+            let mut world = shared.world.clone();
+            let mut kernel = kernel;
+            world.mark_changed();
+            loop {
+                tokio::select! {
+                    _ = stopped.changed() => {
+                        tokio::task::spawn_blocking(move || kernel.remove()).await?.context("cleaning up the kernel")?;
+                        return Ok(());
+                    }
+                    changed = world.changed() => {
+                        if changed.is_err() {
+                            continue;
+                        }
+                        let now = world.borrow_and_update().clone();
+                        let shared = shared.clone();
+                        let update = move || { let count = update(&mut kernel, &shared, &now); (kernel, count) };
+                        let (returned, count) = tokio::task::spawn_blocking(update).await?;
+                        kernel = returned;
+                        captured.send_replace(count);
+                    }
+                }
+            }
+        });
+        Self { stop, task }
+    }
+}
+
+fn update(kernel: &mut Kernel, shared: &Shared, world: &World) -> usize {
+    let prefixes = world.captured_prefixes(&shared.membership.network, &shared.own_addresses(world));
+    if let Err(error) = kernel.update_prefixes(&prefixes) {
+        tracing::error!(target: "mesh_agent::kernel", %error, "captured prefixes were not updated");
+    }
+    if let Some(own) = shared.own_workload(world) {
+        let rules = compile_plaintext(world, &own);
+        if let Err(error) = kernel.update_guard(&rules) {
+            tracing::error!(target: "mesh_agent::kernel", %error, "the plaintext policy was not updated");
+        }
+    }
+    prefixes.len()
+}
+
+async fn become_ready(mut world: watch::Receiver<Arc<World>>, waiting: Pending) {
+    let _ = world.wait_for(|world| world.addresses_synced() && world.policies_synced()).await;
+    drop(waiting);
+    std::future::pending().await
+}
+
+async fn sample(shared: Arc<Shared>, stats: Arc<crate::capture::Stats>, xds: watch::Receiver<xds::Status>) {
+    let mut tick = tokio::time::interval(metrics::SAMPLE);
+    loop {
+        tick.tick().await;
+        metrics::sample(&metrics::Health {
+            flows: shared.flows.clone(),
+            stats: stats.clone(),
+            not_after: shared.credentials().map(|credentials| credentials.not_after),
+            xds_connected: xds.borrow().connected,
+        });
+    }
+}

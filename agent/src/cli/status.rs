@@ -1,0 +1,71 @@
+//! `mesh-agent status`: one screen.
+
+use std::fmt::Write as _;
+use std::io::IsTerminal as _;
+
+use serde_json::Value;
+
+use super::commands::print;
+use super::{DONE, FAILED, NOT_JOINED, NOT_RUNNING, Output, client};
+use crate::config::Config;
+
+/// Runs the command. 0: healthy, 1: something is wrong, 3: not joined, 4: no daemon.
+pub(super) fn run(config: &Config, output: Output) -> anyhow::Result<u8> {
+    let Some((_, text)) = client::request(config, "GET", "/status", String::new())? else {
+        print(match output {
+            Output::Json => "{\"state\":\"stopped\",\"healthy\":false}\n",
+            Output::Text => "mesh-agent does not run; start it: sudo systemctl start mesh-agent\n",
+        })?;
+        return Ok(NOT_RUNNING);
+    };
+    let status: Value = serde_json::from_str(&text)?;
+    match output {
+        Output::Json => print(&format!("{}\n", serde_json::to_string_pretty(&status)?))?,
+        Output::Text => print(&screen(&status, std::io::stdout().is_terminal()))?,
+    }
+    Ok(match (status["state"].as_str(), status["healthy"].as_bool()) {
+        (Some("waiting"), _) => NOT_JOINED,
+        (_, Some(true)) => DONE,
+        _ => FAILED,
+    })
+}
+
+fn screen(status: &Value, colours: bool) -> String {
+    let paint = |text: &str, code: &str| if colours { format!("\x1b[{code}m{text}\x1b[0m") } else { text.to_owned() };
+    let mut out = String::new();
+    if status["state"] == "waiting" {
+        let _ = writeln!(out, "{}: run `sudo mesh-agent join` with a token", paint("waiting to be joined", "33"));
+        return out;
+    }
+    let healthy = status["healthy"] == true;
+    let word = if healthy { paint("healthy", "32") } else { paint("degraded", "31") };
+    let text = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+    let mut line = |name: &str, value: String| {
+        let _ = writeln!(out, "{name:<14} {value}");
+    };
+    line("state", word);
+    line("identity", text(&status["identity"]));
+    line("workload", format!("{} at {}", text(&status["workload"]), text(&status["address"])));
+    let control = if status["control"]["connected"] == true { "connected" } else { "not connected" };
+    line("control plane", control.into());
+    let world = &status["world"];
+    let saved = if world["from_snapshot"] == true { ", from the last saved copy" } else { "" };
+    line(
+        "world",
+        format!(
+            "{} services, {} workloads, {} policies; heard {} s ago{saved}",
+            world["services"], world["workloads"], world["policies"], world["age_seconds"]
+        ),
+    );
+    line("certificate", format!("{} s left", status["certificate"]["seconds_left"]));
+    line("capture", format!("{} prefixes", status["capture"]["prefixes"]));
+    line("dns", format!("{} for {}", text(&status["dns"]["resolver"][0]), text(&status["dns"]["domain"])));
+    line("flows", format!("{} live", status["flows"]["live"]));
+    for problem in status["problems"].as_array().into_iter().flatten() {
+        line("problem", text(problem));
+    }
+    for rejected in status["policies"]["rejected"].as_array().into_iter().flatten() {
+        line("rejected", format!("{}: {}", text(&rejected["name"]), text(&rejected["reason"])));
+    }
+    out
+}
