@@ -61,6 +61,8 @@ start_agent() {
 declare -A AGENT_PID=()
 
 is_ready() { lab_in "$1" curl -sf -m 2 http://127.0.0.1:15021/healthz/ready; }
+# The exit code of status is 3 as long as the machine has not joined.
+is_waiting() { { agent "$1" status -o json || true; } | jq -e '.state == "waiting"'; }
 is_member() {
     meshctl agents -o json | jq -e --arg address "$1" 'any(.[]; .address == $address and .state == "connected")'
 }
@@ -77,7 +79,7 @@ join_before_start() {
 join_after_start() {
     configure "$1"
     start_agent "$1"
-    wait_until 30 "$1 to wait for a join" agent "$1" status
+    wait_until 30 "$1 to wait for a join" is_waiting "$1"
     agent "$1" join <"$LAB/$1/token" >"$LAB/$1/join.log" 2>&1
     wait_until 30 "$1 to be ready" is_ready "$1"
     wait_until 10 "$1 to be registered" is_member "$2"
@@ -172,6 +174,8 @@ seen() { tcpdump -nn -r "$LAB/switch/wire.pcap" "$@" 2>/dev/null; }
 
 show_wire() {
     local pair="host $WEB and host $ORDERS" tunnel other
+    # What the kernel still holds for tcpdump is lost when it stops; the stranger's fetch was among the last packets.
+    wait_until 20 "the capture to catch up" grep -a -q "$MARKER" "$LAB/switch/wire.pcap"
     lab_stop "$TCPDUMP" INT
     tunnel=$(seen "$pair and udp port 15008" | wc -l)
     other=$(seen "$pair and (tcp or udp) and not udp port 15008" | wc -l)

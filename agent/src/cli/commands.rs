@@ -46,13 +46,8 @@ fn cleanup(config: &Config) -> anyhow::Result<u8> {
     if client::request(config, "GET", "/status", String::new())?.is_some() {
         anyhow::bail!("the daemon runs; stop it first (systemctl stop mesh-agent), then clean up");
     }
-    let removed = kernel::cleanup(config)?;
-    for what in &removed {
-        print(&format!("removed {what}\n"))?;
-    }
-    if removed.is_empty() {
-        print("nothing of ours was found\n")?;
-    }
+    kernel::cleanup(config)?;
+    print("nothing of ours is left in the kernel\n")?;
     Ok(DONE)
 }
 
