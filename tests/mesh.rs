@@ -1,9 +1,6 @@
 //! Whole agents and a whole control plane, each machine with its own network and mount namespace, real kernel TUN, real
 //! nginx and curl: what users see.
-#![allow(clippy::unwrap_used, clippy::print_stdout, clippy::print_stderr)]
-
-#[path = "lab/mod.rs"]
-mod lab;
+#![allow(clippy::unwrap_used, clippy::cast_possible_truncation, unreachable_pub)]
 
 #[path = "mesh/fixture.rs"]
 mod fixture;
@@ -21,5 +18,7 @@ mod outages;
 mod policies;
 #[path = "mesh/revocation.rs"]
 mod revocation;
+#[path = "mesh/tools.rs"]
+mod tools;
 #[path = "mesh/traffic.rs"]
 mod traffic;

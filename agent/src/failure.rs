@@ -6,6 +6,9 @@ use mesh_core::engine::Refusal;
 use mesh_core::inbound::TargetRefusal;
 use mesh_core::outbound::RouteFailure;
 use mesh_core::policy::Denial;
+use mesh_core::world::World;
+
+use crate::flows::Facts;
 
 /// Why a flow ended otherwise than by both sides finishing.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -124,6 +127,16 @@ impl Failure {
             } if reason == "refused" => Refusal::Refused,
             Self::Route(RouteFailure::NoSuchPort(..)) => Refusal::Refused,
             _ => Refusal::Unreachable,
+        }
+    }
+
+    /// A tunnel that was lost because its peer was revoked is named so, whichever part noticed first.
+    #[must_use]
+    pub fn or_revoked(self, world: &World, facts: &Facts) -> Self {
+        let revoked = |(serial, spki): &(Vec<u8>, [u8; 32])| world.is_revoked(serial, spki);
+        match self {
+            Self::TunnelLost(_) if facts.peer_certificate.as_ref().is_some_and(revoked) => Self::Revoked,
+            other => other,
         }
     }
 

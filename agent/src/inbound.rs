@@ -47,6 +47,7 @@ pub async fn serve(shared: Arc<Shared>, request: Request) {
     };
     access::opened(registered.id, &facts);
     let failure = carry(own.as_deref(), request, application, &mut registered).await.err();
+    let failure = failure.map(|failure| failure.or_revoked(&shared.world(), &facts));
     let (forth, back) = (registered.forth.get(), registered.back.get());
     access::closed(registered.id, &facts, forth, back, started.elapsed(), failure.as_ref());
 }
@@ -66,13 +67,14 @@ async fn carry(
     let copy = both_ways(tunnel, application, &forth, &back);
     tokio::pin!(copy);
     tokio::select! {
-        result = &mut copy => result,
+        biased;
         Ok(reason) = &mut registered.cut => {
             if let Failure::PolicyChange(_) = reason {
                 abort.set(code::MESH_POLICY);
             }
             Err(reason)
         }
+        result = &mut copy => result,
     }
 }
 

@@ -214,7 +214,11 @@ async fn carry<D: Dial>(shared: &Arc<Shared>, flow: Flow, opened: Opened<D>, fac
         (Ok(application), Opened::Plain(far)) => copy(&mut registered, application, far).await,
         (Err(failure), _) => Err(failure),
     };
-    let failure = result.err().map(|failure| name_remote_policy(shared, &facts, failure));
+    let failure = match result {
+        Ok(()) => None,
+        Err(Failure::PolicyChangeRemote(None)) => Some(name_remote_policy(shared, &facts).await),
+        Err(failure) => Some(failure.or_revoked(&shared.world(), &facts)),
+    };
     let (forth, back) = (registered.forth.get(), registered.back.get());
     access::closed(registered.id, &facts, forth, back, started.elapsed(), failure.as_ref());
 }
@@ -226,27 +230,41 @@ async fn copy<AR: Source, AW: Sink, BR: Source, BW: Sink>(
 ) -> Result<(), Failure> {
     let (forth, back) = (registered.forth.clone(), registered.back.clone());
     tokio::select! {
-        result = both_ways(application, far, &forth, &back) => result,
+        biased;
         Ok(reason) = &mut registered.cut => Err(reason),
+        result = both_ways(application, far, &forth, &back) => result,
     }
 }
 
-/// After its 200 the far side can only reset with a code; which policy it was, our own world tells.
-fn name_remote_policy(shared: &Shared, facts: &Facts, failure: Failure) -> Failure {
-    let Failure::PolicyChangeRemote(None) = failure else {
-        return failure;
+/// After its 200 the far side can only reset with a code; which policy it was, our own world tells, a moment later perhaps.
+async fn name_remote_policy(shared: &Shared, facts: &Facts) -> Failure {
+    let mut world = shared.world.clone();
+    let named = async {
+        loop {
+            let now = world.borrow_and_update().clone();
+            if let Some(policies) = denied_by(shared, facts, &now) {
+                return policies;
+            }
+            if world.changed().await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        }
     };
-    let Some(workload) = &facts.destination_workload else {
-        return failure;
-    };
-    let world = shared.world();
+    Failure::PolicyChangeRemote(tokio::time::timeout(NAMING, named).await.ok())
+}
+
+fn denied_by(shared: &Shared, facts: &Facts, world: &World) -> Option<String> {
+    let workload = world.workload(&facts.destination_workload.as_ref()?.uid)?;
     let connection = Connection {
         identity: facts.source_identity.clone(),
         source: SocketAddr::new(shared.membership.address, 0),
         destination: facts.destination,
     };
-    match authorize(&world, workload, &connection).decision {
-        Decision::Denied(denial) => Failure::PolicyChangeRemote(Some(denial_policies(&denial))),
-        Decision::Allowed { .. } => failure,
+    match authorize(world, workload, &connection).decision {
+        Decision::Denied(denial) => Some(denial_policies(&denial)),
+        Decision::Allowed { .. } => None,
     }
 }
+
+/// How long our world may take to hear of a policy that the far side acted on already.
+const NAMING: Duration = Duration::from_secs(1);

@@ -191,8 +191,23 @@ fn refused(status: &tonic::Status) -> anyhow::Error {
              run `mesh-agent leave` on the copy and join it with a token of its own",
             status.message()
         ),
-        Some("revoked") => anyhow::anyhow!("this machine was revoked: {}", status.message()),
-        _ => anyhow::anyhow!("{}: {}", status.code(), status.message()),
+        Some("host-key-revoked" | "certificate-revoked") => {
+            anyhow::anyhow!("this machine was revoked: {}", status.message())
+        }
+        _ => {
+            // The cause of a broken connection, such as a TLS alert, is further down.
+            let mut causes = vec![format!("{}: {}", status.code(), status.message())];
+            let mut cause = std::error::Error::source(status);
+            while let Some(error) = cause {
+                causes.push(error.to_string());
+                cause = error.source();
+            }
+            let text = causes.join(": ");
+            if text.contains("CertificateRevoked") {
+                return anyhow::anyhow!("this machine was revoked; join again with a new token ({text})");
+            }
+            anyhow::anyhow!("{text}")
+        }
     }
 }
 

@@ -5,7 +5,9 @@ use std::process::{Command, Output, Stdio};
 use std::sync::Once;
 use std::time::Duration;
 
-use crate::lab::{Host, Lan, Proc, wait_for};
+use mesh_lab::{Host, Lan, Proc, Sniffer, wait_until};
+
+
 
 /// How long anything that should happen may take on a busy machine.
 pub const SOON: Duration = Duration::from_secs(30);
@@ -16,7 +18,6 @@ pub struct Mesh {
     pub control: Host,
     control_process: Option<Proc>,
     dir: tempfile::TempDir,
-    machines: u8,
 }
 
 /// One machine, joined or not.
@@ -37,16 +38,18 @@ impl Mesh {
 
     /// The same with more lines in its configuration.
     pub fn start_with(config: &str) -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        let mut lan = Lan::new();
-        let control = lan.host("control", 1);
+        // MESH_KEEP=1 leaves logs and state behind, for a look.
+        let mut dir = tempfile::Builder::new().prefix("mesh-test").tempdir().unwrap();
+        dir.disable_cleanup(std::env::var_os("MESH_KEEP").is_some());
+        let lan = Lan::new();
+        let control = lan.host("control");
         let text = format!(
             "data_dir = {:?}\nrun_dir = {:?}\nlisten = \"0.0.0.0:15012\"\naddresses = [\"10.77.0.1:15012\"]\ngrace_seconds = 2\n{config}\n",
             dir.path().join("data"),
             dir.path().join("run")
         );
         std::fs::write(dir.path().join("control.toml"), text).unwrap();
-        let mut mesh = Self { lan, control, control_process: None, dir, machines: 1 };
+        let mut mesh = Self { lan, control, control_process: None, dir };
         mesh.start_control();
         mesh.apply(GROUPS);
         mesh
@@ -54,11 +57,11 @@ impl Mesh {
 
     pub fn start_control(&mut self) {
         let config = self.dir.path().join("control.toml");
-        let mut command = self.control.cmd(binary("mesh-control"));
+        let mut command = self.control.command(binary("mesh-control"));
         command.arg("serve").arg("--config").arg(config);
         log_to(&mut command, &self.dir.path().join("control.log"));
         self.control_process = Some(self.control.spawn(&mut command));
-        wait_for(SOON, "mesh-control to serve", || self.try_ctl(&["ca", "status"]).status.success());
+        wait_until(SOON, "mesh-control to serve", || self.try_ctl(&["ca", "status"]).status.success());
     }
 
     /// SIGKILL.
@@ -77,7 +80,7 @@ impl Mesh {
 
     fn ctl_command(&self, args: &[&str]) -> Command {
         let socket = self.dir.path().join("run/control.sock");
-        let mut command = self.control.cmd(binary("meshctl"));
+        let mut command = self.control.command(binary("meshctl"));
         command.arg("--server").arg(format!("unix://{}", socket.display())).args(args);
         command
     }
@@ -105,21 +108,20 @@ impl Mesh {
 
     /// A machine on the bridge, not joined.
     pub fn machine(&mut self, name: &str) -> Machine {
-        self.machines += 1;
-        let number = self.machines;
-        let host = self.lan.host(name, number);
-        let dir = self.dir.path().join(format!("{name}-{number}"));
+        let host = Host::new(name);
+        let (ip4, ip6) = self.lan.attach(&host);
+        let dir = self.dir.path().join(format!("{name}-{ip4}"));
         std::fs::create_dir_all(dir.join("etc")).unwrap();
         let machine = Machine {
             host,
             name: name.into(),
-            ip4: format!("10.77.0.{number}"),
-            ip6: format!("fd77::{number:x}"),
+            ip4: ip4.to_string(),
+            ip6: ip6.to_string(),
             dir,
             agent: None,
         };
         machine.configure("");
-        machine.host.write_resolv_conf("nameserver 100.64.100.53\n");
+        machine.resolv_conf("nameserver 100.64.100.53\n");
         machine
     }
 
@@ -133,7 +135,24 @@ impl Mesh {
     }
 }
 
+impl Mesh {
+    /// Everything that crosses the switch, until it is stopped.
+    pub fn sniff(&self) -> Sniffer {
+        Sniffer::start(self.lan.switch(), "br0", "")
+    }
+}
+
+/// Whether recorded bytes hold these.
+pub fn saw(recorded: &[u8], needle: &[u8]) -> bool {
+    Sniffer::contains(recorded, needle)
+}
+
 impl Machine {
+    /// Whom this machine asks for names.
+    pub fn resolv_conf(&self, text: &str) {
+        std::fs::write(self.host.resolv_conf(), text).unwrap();
+    }
+
     /// Writes agent.toml, with more lines.
     pub fn configure(&self, more: &str) {
         let text = format!(
@@ -145,7 +164,7 @@ impl Machine {
     }
 
     pub fn agent_command(&self, args: &[&str]) -> Command {
-        let mut command = self.host.cmd(binary("mesh-agent"));
+        let mut command = self.host.command(binary("mesh-agent"));
         command.args(args).arg("--config").arg(self.dir.join("etc/agent.toml"));
         command
     }
@@ -187,12 +206,11 @@ impl Machine {
     /// SIGTERM, and waits for the end.
     pub fn stop(&mut self) {
         let Some(mut agent) = self.agent.take() else { return };
-        agent.terminate();
-        wait_for(SOON, "the agent to stop", || agent.exited());
+        agent.stop(SOON);
     }
 
     pub fn wait_ready(&self) {
-        wait_for(SOON, &format!("{} to be ready", self.name), || {
+        wait_until(SOON, &format!("{} to be ready", self.name), || {
             let status = self.status();
             status["state"] == "member" && status["own_record"]["present"] == true && status["control"]["connected"] == true
         });
@@ -211,7 +229,7 @@ impl Machine {
     /// Waits until the agent's log holds all of these in one line.
     pub fn wait_log(&self, parts: &[&str]) -> String {
         let mut found = None;
-        wait_for(SOON, &format!("{} to log {parts:?}", self.name), || {
+        wait_until(SOON, &format!("{} to log {parts:?}", self.name), || {
             found = self.log().lines().find(|line| parts.iter().all(|part| line.contains(part))).map(str::to_owned);
             found.is_some()
         });
@@ -219,7 +237,7 @@ impl Machine {
     }
 
     pub fn curl(&self, args: &[&str]) -> Output {
-        let mut command = self.host.cmd("curl");
+        let mut command = self.host.command("curl");
         command.args(["-sS", "--max-time", "10", "--noproxy", "*"]).args(args);
         command.output().unwrap()
     }
@@ -234,7 +252,7 @@ impl Machine {
     /// Waits until a GET succeeds.
     pub fn wait_get(&self, url: &str) -> String {
         let mut body = String::new();
-        wait_for(SOON, &format!("{} to get {url}", self.name), || {
+        wait_until(SOON, &format!("{} to get {url}", self.name), || {
             let output = self.curl(&["-f", "--max-time", "3", url]);
             body = String::from_utf8_lossy(&output.stdout).into_owned();
             output.status.success()
@@ -252,11 +270,11 @@ impl Machine {
             "daemon off; pid {root}/pid; error_log {root}/error.log; worker_processes 1;\nevents {{ worker_connections 8000; }}\nhttp {{ access_log off; client_body_temp_path {root}/b; proxy_temp_path {root}/p; fastcgi_temp_path {root}/f; uwsgi_temp_path {root}/u; scgi_temp_path {root}/s;\n server {{ listen {port} backlog=4096; listen [::]:{port} backlog=4096; root {root}/www; }} }}\n"
         );
         std::fs::write(dir.join("nginx.conf"), conf).unwrap();
-        let mut command = self.host.cmd("nginx");
+        let mut command = self.host.command("nginx");
         command.arg("-c").arg(dir.join("nginx.conf")).arg("-e").arg(dir.join("error.log"));
         let process = self.host.spawn(&mut command);
         let probe = format!("http://127.0.0.1:{port}/");
-        wait_for(SOON, "nginx to serve", || self.curl(&["-f", &probe]).status.success());
+        wait_until(SOON, "nginx to serve", || self.curl(&["-f", &probe]).status.success());
         process
     }
 
@@ -271,7 +289,7 @@ pub fn text(output: &Output) -> String {
     format!("{}\n{}{}", output.status, String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
 }
 
-fn log_to(command: &mut Command, path: &Path) {
+pub fn log_to(command: &mut Command, path: &Path) {
     let file = std::fs::OpenOptions::new().create(true).append(true).open(path).unwrap();
     command.stdout(file.try_clone().unwrap()).stderr(file).stdin(Stdio::null());
 }

@@ -3,8 +3,10 @@
 use std::io::{Read, Write};
 use std::net::TcpStream;
 
-use crate::fixture::{Mesh, SOON, text};
-use crate::lab::wait_for;
+use crate::fixture::{saw, Mesh, SOON, text};
+use mesh_lab::wait_until;
+
+use crate::tools::Tools as _;
 
 #[test]
 fn nothing_is_left_after_stop_leave_or_cleanup() {
@@ -29,7 +31,7 @@ fn nothing_is_left_after_stop_leave_or_cleanup() {
     machine.start();
     machine.wait_ready();
     assert!(machine.try_agent(&["leave"]).status.success());
-    wait_for(SOON, "the kernel to be clean after leave", || machine.host.kernel_state() == before);
+    wait_until(SOON, "the kernel to be clean after leave", || machine.host.kernel_state() == before);
 }
 
 #[test]
@@ -39,13 +41,13 @@ fn a_crash_under_load_leaks_nothing_and_a_restart_recovers() {
     let mut web = mesh.member("web", "shop/web");
     let _nginx = orders.nginx(8080, "the marker of this test");
     let _ = web.wait_get("http://orders.shop.mesh.internal/");
-    let capture = mesh.lan.capture("");
+    let capture = mesh.sniff();
     let vip = web.host.resolve("orders.shop.mesh.internal");
-    let load = web.host.spawn(web.host.cmd("sh").args(["-c", &format!(
+    let load = web.host.spawn(web.host.command("sh").args(["-c", &format!(
         "while :; do curl -s -o /dev/null --max-time 1 http://{vip}/ ; curl -s -o /dev/null --max-time 1 http://{}:8080/; done", orders.ip4
     )]));
     let served = |machine: &crate::fixture::Machine| machine.log().matches("connection complete").count();
-    wait_for(SOON, "load", || served(&web) > 20);
+    wait_until(SOON, "load", || served(&web) > 20);
     web.kill();
     for _ in 0..20 {
         let output = web.curl(&["--max-time", "1", &format!("http://{}:8080/", orders.ip4)]);
@@ -54,11 +56,11 @@ fn a_crash_under_load_leaks_nothing_and_a_restart_recovers() {
     let before = served(&web);
     web.start();
     web.wait_ready();
-    wait_for(SOON, "load after the restart", || served(&web) > before + 20);
+    wait_until(SOON, "load after the restart", || served(&web) > before + 20);
     drop(load);
     let wire = capture.stop();
-    assert!(!wire.contains(b"the marker of this test"));
-    assert!(!wire.contains(b"GET / HTTP"));
+    assert!(!saw(&wire, b"the marker of this test"));
+    assert!(!saw(&wire, b"GET / HTTP"));
 }
 
 #[test]
@@ -71,7 +73,7 @@ fn connections_opened_towards_us_stay_out() {
         "apiVersion: networking.istio.io/v1\nkind: WorkloadEntry\nmetadata: {{name: outsider, namespace: other, labels: {{networking.istio.io/tunnel: http}}}}\nspec: {{address: {}, serviceAccount: guest}}\n",
         outsider.ip4
     ));
-    wait_for(SOON, "the outsider to be captured", || {
+    wait_until(SOON, "the outsider to be captured", || {
         orders.host.sh("ip route show table 28005").contains(&outsider.ip4)
     });
     let _nginx = orders.nginx(8080, "answered directly");
@@ -87,8 +89,8 @@ fn forwarded_traffic_does_not_borrow_our_identity() {
     let web = mesh.member("web", "shop/web");
     let _echo = orders.host.echo_server("0.0.0.0:8080");
     let vip = web.host.resolve("orders.shop.mesh.internal");
-    let container = crate::lab::Host::new("container");
-    web.host.cable("br-c", "172.30.0.1/24", &container, "eth0", "172.30.0.2/24");
+    let container = mesh_lab::Host::new("container");
+    mesh_lab::cable((&web.host, "br-c", "172.30.0.1/24"), (&container, "eth0", "172.30.0.2/24"));
     container.ip("route add default via 172.30.0.1");
     web.host.sh("sysctl -qw net.ipv4.ip_forward=1");
     let inside = container.enter(|| TcpStream::connect_timeout(&format!("{vip}:80").parse().unwrap(), std::time::Duration::from_secs(3)));

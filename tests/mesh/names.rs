@@ -1,6 +1,7 @@
 //! Names: of the mesh by us, of the world by the machine's own resolver.
 
 use crate::fixture::Mesh;
+use crate::tools::Tools as _;
 
 #[test]
 fn mesh_names_are_answered_and_others_are_forwarded() {
@@ -9,7 +10,7 @@ fn mesh_names_are_answered_and_others_are_forwarded() {
     let _server = upstream.host.dns_server(&format!("{}:53", upstream.ip4), "www.public.example", "192.0.2.7");
     let mut web = mesh.machine("web");
     web.configure(&format!("[dns]\nupstreams = [\"{}:53\"]", upstream.ip4));
-    web.host.write_resolv_conf("nameserver 100.64.100.53\nsearch shop.mesh.internal\n");
+    web.resolv_conf("nameserver 100.64.100.53\nsearch shop.mesh.internal\n");
     web.join(&mesh.token("shop/web"));
     web.start();
     web.wait_ready();
@@ -36,6 +37,6 @@ fn public_names_work_while_the_world_is_not_there() {
     web.join(&mesh.token("shop/web"));
     mesh.kill_control();
     web.start();
-    crate::lab::wait_for(crate::fixture::SOON, "the agent to run", || web.status()["state"] == "member");
+    mesh_lab::wait_until(crate::fixture::SOON, "the agent to run", || web.status()["state"] == "member");
     assert_eq!(web.host.resolve("www.public.example"), "192.0.2.7");
 }

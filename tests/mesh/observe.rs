@@ -1,7 +1,8 @@
 //! What an operator sees.
 
 use crate::fixture::{Mesh, SOON};
-use crate::lab::wait_for;
+use mesh_lab::wait_until;
+
 
 #[test]
 fn flows_are_counted_and_logged_with_both_identities() {
@@ -49,7 +50,7 @@ fn readiness_and_config_dump() {
     assert_eq!(dump["certificates"][0]["identity"], "spiffe://mesh.internal/ns/shop/sa/orders");
     assert!(!dump.to_string().contains("PRIVATE KEY"));
     // Neither group nor root: nothing.
-    let mut stranger = machine.host.cmd("setpriv");
+    let mut stranger = machine.host.command("setpriv");
     stranger.args(["--reuid", "65534", "--regid", "65534", "--clear-groups", "curl", "-sSf", "--unix-socket", socket, "http://agent/config_dump"]);
     assert!(!stranger.output().unwrap().status.success());
 }
@@ -59,7 +60,7 @@ fn an_agent_that_waits_is_not_ready_for_traffic_but_runs() {
     let mut mesh = Mesh::start();
     let mut machine = mesh.machine("m");
     machine.start();
-    wait_for(SOON, "the agent to wait", || machine.status()["state"] == "waiting");
+    wait_until(SOON, "the agent to wait", || machine.status()["state"] == "waiting");
     let output = machine.try_agent(&["status"]);
     assert_eq!(output.status.code(), Some(3));
     assert!(String::from_utf8_lossy(&output.stdout).contains("waiting to be joined"));

@@ -5,7 +5,9 @@ use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
 use crate::fixture::{Machine, Mesh, SOON};
-use crate::lab::wait_for;
+use mesh_lab::wait_until;
+
+use crate::tools::Tools as _;
 
 const DENY_WEB: &str = r#"
 apiVersion: security.istio.io/v1
@@ -36,7 +38,7 @@ fn a_denial_names_its_policy_on_every_surface() {
     let _ = web.wait_get("http://orders.shop.mesh.internal/");
 
     mesh.apply(DENY_WEB);
-    wait_for(SOON, "the policy to be in force", || !curl_succeeds(&web));
+    wait_until(SOON, "the policy to be in force", || !curl_succeeds(&web));
     let output = web.curl(&["-v", "http://orders.shop.mesh.internal/"]);
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(said.contains("No route to host") || said.contains("ermission denied"), "{said}");
@@ -51,7 +53,7 @@ fn a_denial_names_its_policy_on_every_surface() {
     assert_eq!(guest.wait_get("http://orders.shop.mesh.internal/"), "secret");
 
     mesh.ctl(&["delete", "authorizationpolicy", "no-web", "-n", "shop"]);
-    wait_for(SOON, "the policy to be gone", || curl_succeeds(&web));
+    wait_until(SOON, "the policy to be gone", || curl_succeeds(&web));
 }
 
 #[test]
@@ -89,7 +91,7 @@ fn strict_shuts_out_plaintext_and_nothing_else() {
     assert_eq!(web.wait_get("http://orders.shop.mesh.internal/"), "orders");
 
     mesh.apply(STRICT);
-    wait_for(SOON, "plaintext to be refused", || !outsider.curl(&["-f", "--max-time", "2", &direct]).status.success());
+    wait_until(SOON, "plaintext to be refused", || !outsider.curl(&["-f", "--max-time", "2", &direct]).status.success());
     assert_eq!(web.get("http://orders.shop.mesh.internal/"), "orders");
     let ssh = outsider.host.enter(|| {
         let mut stream = TcpStream::connect_timeout(&format!("{}:22", orders.ip4).parse().unwrap(), SOON)?;
