@@ -26,8 +26,14 @@ use status::View;
 /// What the daemon is asked to do.
 #[derive(Debug)]
 pub enum Command {
-    Join { token: String, address: Option<std::net::IpAddr>, reply: oneshot::Sender<Result<String, String>> },
-    Leave { reply: oneshot::Sender<Result<String, String>> },
+    Join {
+        token: String,
+        address: Option<std::net::IpAddr>,
+        reply: oneshot::Sender<Result<String, String>>,
+    },
+    Leave {
+        reply: oneshot::Sender<Result<String, String>>,
+    },
 }
 
 /// What the interfaces read, and whom they tell.
@@ -78,7 +84,9 @@ pub async fn serve(admin: Admin, listener: UnixListener) {
                 let admin = admin.clone();
                 async move { anyhow::Ok(admin.answer(uid, request).await) }
             });
-            let _ = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), answer).await;
+            let _ = hyper::server::conn::http1::Builder::new()
+                .serve_connection(TokioIo::new(stream), answer)
+                .await;
         });
     }
 }
@@ -103,7 +111,10 @@ impl Admin {
                     Err(error) => text(StatusCode::BAD_REQUEST, &format!("{error:#}")),
                 }
             }
-            _ => text(StatusCode::NOT_FOUND, "GET /status /flows /config_dump; POST /join /leave /logging?level="),
+            _ => text(
+                StatusCode::NOT_FOUND,
+                "GET /status /flows /config_dump; POST /join /leave /logging?level=",
+            ),
         }
     }
 
@@ -113,7 +124,9 @@ impl Admin {
         };
         let token = String::from_utf8_lossy(&body.to_bytes()).into_owned();
         let address = query.strip_prefix("address=").map(str::parse).transpose();
-        let Ok(address) = address else { return text(StatusCode::BAD_REQUEST, "the address is not an IP address") };
+        let Ok(address) = address else {
+            return text(StatusCode::BAD_REQUEST, "the address is not an IP address");
+        };
         self.command(|reply| Command::Join { token, address, reply }).await
     }
 
@@ -135,7 +148,8 @@ impl Admin {
 pub async fn serve_ports(admin: &Admin) -> anyhow::Result<()> {
     for address in [admin.config.admin.metrics, admin.config.admin.ready] {
         let listener = TcpListener::bind(address).await;
-        let listener = listener.with_context(|| format!("binding {address} (section admin); is another agent running?"))?;
+        let listener =
+            listener.with_context(|| format!("binding {address} (section admin); is another agent running?"))?;
         let admin = admin.clone();
         tokio::spawn(async move {
             loop {
@@ -161,7 +175,10 @@ impl Admin {
             "/metrics" | "/stats/prometheus" => text(StatusCode::OK, &self.metrics.render()),
             "/healthz/ready" => match self.ready.waiting_for().as_slice() {
                 [] => text(StatusCode::OK, "ready"),
-                waiting => text(StatusCode::INTERNAL_SERVER_ERROR, &format!("waiting for: {}", waiting.join(", "))),
+                waiting => text(
+                    StatusCode::INTERNAL_SERVER_ERROR,
+                    &format!("waiting for: {}", waiting.join(", ")),
+                ),
             },
             _ => text(StatusCode::NOT_FOUND, "not found"),
         }
@@ -170,7 +187,10 @@ impl Admin {
 
 fn json(value: &serde_json::Value) -> Reply {
     let mut reply = text(StatusCode::OK, &value.to_string());
-    reply.headers_mut().insert(http::header::CONTENT_TYPE, http::HeaderValue::from_static("application/json"));
+    reply.headers_mut().insert(
+        http::header::CONTENT_TYPE,
+        http::HeaderValue::from_static("application/json"),
+    );
     reply
 }
 

@@ -81,7 +81,16 @@ impl App {
             reload: signal(SignalKind::hangup())?,
         };
         let state = State::new(&config.paths.state);
-        Ok(Self { loaded, config, state, ready, view, commands, level, signals })
+        Ok(Self {
+            loaded,
+            config,
+            state,
+            ready,
+            view,
+            commands,
+            level,
+            signals,
+        })
     }
 
     async fn serve(&mut self) -> anyhow::Result<()> {
@@ -130,7 +139,10 @@ impl App {
     ) -> bool {
         let joined = join::join(&self.state, token, address, self.config.capture.mark).await;
         let answer = match &joined {
-            Ok(member) => Ok(format!("joined as {}/{} ({})", member.namespace, member.workload_name, member.address)),
+            Ok(member) => Ok(format!(
+                "joined as {}/{} ({})",
+                member.namespace, member.workload_name, member.address
+            )),
             Err(error) => Err(format!("{error:#}")),
         };
         let _ = reply.send(answer);
@@ -176,7 +188,11 @@ impl App {
     /// SIGHUP: what can be changed live is; the rest is named.
     fn reload(&mut self) {
         notify::reloading();
-        match source::load(Some(&self.loaded.file).filter(|file| file.exists()).map(|file| file.as_path())) {
+        match source::load(
+            Some(&self.loaded.file)
+                .filter(|file| file.exists())
+                .map(|file| file.as_path()),
+        ) {
             Ok(fresh) => {
                 if let Err(error) = self.level.set(&fresh.config.log.level) {
                     tracing::error!(target: "mesh_agent", error = %format!("{error:#}"), "reload: log.level");
@@ -199,7 +215,9 @@ impl App {
 
 /// Tells systemd that this runtime is alive.
 async fn watchdog() {
-    let Some(interval) = notify::watchdog_interval() else { return };
+    let Some(interval) = notify::watchdog_interval() else {
+        return;
+    };
     let mut tick = tokio::time::interval(interval);
     loop {
         tick.tick().await;

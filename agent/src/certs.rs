@@ -41,17 +41,36 @@ pub struct Pem {
 impl Pem {
     /// From a CA's answer: leaf, intermediates, and last the root bundle (istio-wire section 1.4).
     pub fn from_response(key: String, mut chain: Vec<String>) -> anyhow::Result<Self> {
-        let bundle = chain.pop().filter(|_| !chain.is_empty()).context("the CA sent no certificate or no anchors")?;
+        let bundle = chain
+            .pop()
+            .filter(|_| !chain.is_empty())
+            .context("the CA sent no certificate or no anchors")?;
         let roots = split_bundle(&bundle)?;
-        Ok(Self { key, chain: chain.join("\n"), roots })
+        Ok(Self {
+            key,
+            chain: chain.join("\n"),
+            roots,
+        })
     }
 
     /// Reads what the state directory holds; `None` when a part is missing.
     pub fn load(state: &State) -> anyhow::Result<Option<Self>> {
-        let text = |name| anyhow::Ok(state.read(name)?.map(|bytes| String::from_utf8_lossy(&bytes).into_owned()));
+        let text = |name| {
+            anyhow::Ok(
+                state
+                    .read(name)?
+                    .map(|bytes| String::from_utf8_lossy(&bytes).into_owned()),
+            )
+        };
         let (key, chain, roots) = (text(state::KEY)?, text(state::CERTIFICATE)?, text(state::ROOTS)?);
-        let (Some(key), Some(chain), Some(roots)) = (key, chain, roots) else { return Ok(None) };
-        Ok(Some(Self { key, chain, roots: split_bundle(&roots)? }))
+        let (Some(key), Some(chain), Some(roots)) = (key, chain, roots) else {
+            return Ok(None);
+        };
+        Ok(Some(Self {
+            key,
+            chain,
+            roots: split_bundle(&roots)?,
+        }))
     }
 
     /// Writes it; the certificate last, so that a torn write leaves a pair that does not fit and is noticed.
@@ -66,7 +85,10 @@ impl Pem {
         let chain: Vec<_> = CertificateDer::pem_slice_iter(self.chain.as_bytes()).collect::<Result<_, _>>()?;
         let leaf = chain.first().context("there is no certificate")?;
         let facts = PeerCertificate::parse(leaf).context("the certificate is not readable")?;
-        let identity = facts.identity().cloned().context("the certificate names no SPIFFE identity")?;
+        let identity = facts
+            .identity()
+            .cloned()
+            .context("the certificate names no SPIFFE identity")?;
         let key = PrivateKeyDer::from_pem_slice(self.key.as_bytes()).context("reading the key")?;
         let key = CertifiedKey::from_der(chain, key, &provider()).context("key and certificate do not fit")?;
         Ok(Credentials {
@@ -104,7 +126,11 @@ pub fn split_bundle(bundle: &str) -> anyhow::Result<Vec<String>> {
         .filter(|part| part.ends_with(end))
         .map(|part| format!("{part}\n"))
         .collect();
-    if pems.is_empty() { Err(anyhow!("the bundle holds no certificate")) } else { Ok(pems) }
+    if pems.is_empty() {
+        Err(anyhow!("the bundle holds no certificate"))
+    } else {
+        Ok(pems)
+    }
 }
 
 /// A fresh P-256 key and a request for it, both PEM. What the request says beside its public key is not read.
@@ -116,7 +142,8 @@ pub fn key_and_request() -> anyhow::Result<(String, String)> {
 
 /// Seconds since the epoch.
 pub fn unix(time: SystemTime) -> u64 {
-    time.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs())
+    time.duration_since(SystemTime::UNIX_EPOCH)
+        .map_or(0, |since| since.as_secs())
 }
 
 /// Random bits for jitter.

@@ -51,7 +51,11 @@ impl Verified {
         let stream = Arc::new(Mutex::new(Some(self.stream)));
         let connector = tower::service_fn(move |_: http::Uri| {
             let stream = stream.lock().ok().and_then(|mut stream| stream.take());
-            async move { stream.map(TokioIo::new).ok_or_else(|| std::io::Error::other("the connection was used up")) }
+            async move {
+                stream
+                    .map(TokioIo::new)
+                    .ok_or_else(|| std::io::Error::other("the connection was used up"))
+            }
         });
         let endpoint = Endpoint::from_static("http://control.mesh")
             .http2_keep_alive_interval(Duration::from_secs(5))
@@ -90,7 +94,10 @@ async fn connect_one(
     mark: u32,
 ) -> anyhow::Result<Verified> {
     let resolved = tokio::time::timeout(CONNECT, tokio::net::lookup_host(address)).await;
-    let resolved: Vec<_> = resolved.context("resolving took too long")?.context("resolving")?.collect();
+    let resolved: Vec<_> = resolved
+        .context("resolving took too long")?
+        .context("resolving")?
+        .collect();
     let mut last = anyhow!("the name has no address");
     for peer in resolved {
         match socket::connect(peer, mark, CONNECT).await {
@@ -99,8 +106,13 @@ async fn connect_one(
                 let config = Arc::new(config(trust_domain, trust, credentials)?);
                 let name = ServerName::try_from("control.mesh").context("the server name")?;
                 let handshake = tokio_rustls::TlsConnector::from(config).connect(name, stream);
-                let stream = tokio::time::timeout(CONNECT, handshake).await.context("the TLS handshake took too long")?;
-                return Ok(Verified { stream: stream.map_err(explain)?, local });
+                let stream = tokio::time::timeout(CONNECT, handshake)
+                    .await
+                    .context("the TLS handshake took too long")?;
+                return Ok(Verified {
+                    stream: stream.map_err(explain)?,
+                    local,
+                });
             }
             Err(error) => last = anyhow!("connecting to {peer}: {error}; is TCP port {} open to it?", peer.port()),
         }
@@ -122,10 +134,18 @@ fn explain(error: std::io::Error) -> anyhow::Error {
     }
 }
 
-fn config(trust_domain: &str, trust: &Trust, credentials: Option<&Credentials>) -> anyhow::Result<rustls::ClientConfig> {
+fn config(
+    trust_domain: &str,
+    trust: &Trust,
+    credentials: Option<&Credentials>,
+) -> anyhow::Result<rustls::ClientConfig> {
     let provider = provider();
     let expected = Identity::control_plane(trust_domain)?;
-    let verifier = ControlVerifier { trust: trust.clone(), expected, provider: provider.clone() };
+    let verifier = ControlVerifier {
+        trust: trust.clone(),
+        expected,
+        provider: provider.clone(),
+    };
     let builder = rustls::ClientConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&rustls::version::TLS13])?
         .dangerous()
@@ -187,7 +207,9 @@ impl ServerCertVerifier for ControlVerifier {
         let certificate = ParsedCertificate::try_from(end_entity)?;
         let algorithms = self.provider.signature_verification_algorithms.all;
         verify_server_cert_signed_by_trust_anchor(&certificate, &roots, intermediates, now, algorithms)?;
-        let shown = PeerCertificate::parse(end_entity).ok_or(CertificateError::BadEncoding)?.identities;
+        let shown = PeerCertificate::parse(end_entity)
+            .ok_or(CertificateError::BadEncoding)?
+            .identities;
         if shown.contains(&self.expected) {
             return Ok(ServerCertVerified::assertion());
         }
@@ -213,7 +235,12 @@ impl ServerCertVerifier for ControlVerifier {
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls13_signature(message, certificate, signature, &self.provider.signature_verification_algorithms)
+        verify_tls13_signature(
+            message,
+            certificate,
+            signature,
+            &self.provider.signature_verification_algorithms,
+        )
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
@@ -223,7 +250,9 @@ impl ServerCertVerifier for ControlVerifier {
 
 /// SHA-256 pins from their hex form.
 pub fn parse_pins(pins: &[String]) -> Vec<[u8; 32]> {
-    pins.iter().filter_map(|pin| <[u8; 32]>::try_from(unhex(pin)?.as_slice()).ok()).collect()
+    pins.iter()
+        .filter_map(|pin| <[u8; 32]>::try_from(unhex(pin)?.as_slice()).ok())
+        .collect()
 }
 
 /// Lower-case hex.
@@ -232,11 +261,12 @@ pub fn hex(bytes: &[u8]) -> String {
 }
 
 fn unhex(text: &str) -> Option<Vec<u8>> {
-    let digits = text.as_bytes().chunks(2).map(|pair| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok());
+    let digits = text
+        .as_bytes()
+        .chunks(2)
+        .map(|pair| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok());
     digits.collect()
 }
-
-
 
 const EXPORTER: &[u8] = b"EXPORTER-mesh-agent-join";
 const CONNECT: Duration = Duration::from_secs(5);

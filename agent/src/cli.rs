@@ -36,7 +36,9 @@ enum Command {
     #[command(after_help = "Examples:\n  mesh-agent run\n  mesh-agent run --config /tmp/agent.toml")]
     Run,
     /// Join a mesh with a bootstrap token
-    #[command(after_help = "Examples:\n  sudo mesh-agent join < token\n  sudo mesh-agent join --token-file /root/token --address 10.0.0.5\n  MESH_AGENT_TOKEN=mesh1... sudo -E mesh-agent join")]
+    #[command(
+        after_help = "Examples:\n  sudo mesh-agent join < token\n  sudo mesh-agent join --token-file /root/token --address 10.0.0.5\n  MESH_AGENT_TOKEN=mesh1... sudo -E mesh-agent join"
+    )]
     Join(JoinArguments),
     /// Show how this machine stands
     #[command(after_help = "Examples:\n  mesh-agent status\n  mesh-agent status -o json | jq .problems")]
@@ -52,7 +54,10 @@ enum Command {
     #[command(after_help = "Examples:\n  sudo systemctl stop mesh-agent; sudo mesh-agent cleanup")]
     Cleanup,
     /// Look at the configuration
-    #[command(subcommand, after_help = "Examples:\n  mesh-agent config check\n  mesh-agent config show -o json")]
+    #[command(
+        subcommand,
+        after_help = "Examples:\n  mesh-agent config check\n  mesh-agent config show -o json"
+    )]
     Config(ConfigCommand),
 }
 
@@ -116,7 +121,10 @@ mod tests {
         fn check(command: &clap::Command) {
             let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
             assert!(help.contains("Examples:"), "{} has no example", command.get_name());
-            command.get_subcommands().filter(|one| one.get_name() != "help").for_each(check);
+            command
+                .get_subcommands()
+                .filter(|one| one.get_name() != "help")
+                .for_each(check);
         }
         Cli::command().debug_assert();
         check(&Cli::command());

@@ -59,7 +59,11 @@ async fn carry(
     registered: &mut Registered,
 ) -> Result<(), Failure> {
     let abort = request.abort_code();
-    let response = ResponseHead { status: 200, baggage: own.map(baggage), ..ResponseHead::default() };
+    let response = ResponseHead {
+        status: 200,
+        baggage: own.map(baggage),
+        ..ResponseHead::default()
+    };
     let tunnel = request.accept(response).await?;
     let (forth, back) = (registered.forth.clone(), registered.back.clone());
     // What ends the flow on our side without a word of its own is the application.
@@ -79,7 +83,10 @@ async fn carry(
 }
 
 fn find_target(shared: &Shared, own: Option<&Workload>, request: &Request) -> Result<SocketAddr, Failure> {
-    let status = |status, reason: &str| Failure::Status { status, reason: Some(reason.into()) };
+    let status = |status, reason: &str| Failure::Status {
+        status,
+        reason: Some(reason.into()),
+    };
     let own = own.ok_or_else(|| status(503, "unknown-workload"))?;
     let head = request.head.as_ref().ok_or_else(|| status(400, "not a CONNECT"))?;
     Ok(target(&head.authority, own, &own_ports(shared))?)
@@ -88,21 +95,34 @@ fn find_target(shared: &Shared, own: Option<&Workload>, request: &Request) -> Re
 /// Ports that no peer may name: the agent's own, and DNS.
 fn own_ports(shared: &Shared) -> Vec<u16> {
     let config = &shared.config;
-    vec![config.tunnel.listen.port(), 15008, config.admin.metrics.port(), config.admin.ready.port(), 53]
+    vec![
+        config.tunnel.listen.port(),
+        15008,
+        config.admin.metrics.port(),
+        config.admin.ready.port(),
+        53,
+    ]
 }
 
 fn delivery(shared: &Shared, target: SocketAddr) -> SocketAddr {
     if !shared.config.inbound.loopback_ports.contains(&target.port()) {
         return target;
     }
-    let loopback: IpAddr = if target.is_ipv4() { Ipv4Addr::LOCALHOST.into() } else { Ipv6Addr::LOCALHOST.into() };
+    let loopback: IpAddr = if target.is_ipv4() {
+        Ipv4Addr::LOCALHOST.into()
+    } else {
+        Ipv6Addr::LOCALHOST.into()
+    };
     SocketAddr::new(loopback, target.port())
 }
 
 fn judge(shared: &Shared, facts: &Facts) -> Result<(), Failure> {
     let world = shared.world();
     let Some(own) = shared.own_workload(&world) else {
-        return Err(Failure::Status { status: 503, reason: Some("unknown-workload".into()) });
+        return Err(Failure::Status {
+            status: 503,
+            reason: Some("unknown-workload".into()),
+        });
     };
     let Verdict { decision, dry_run } = authorize(&world, &own, &connection(facts));
     for (policy, action) in dry_run {
@@ -115,12 +135,20 @@ fn judge(shared: &Shared, facts: &Facts) -> Result<(), Failure> {
 }
 
 fn connection(facts: &Facts) -> Connection {
-    Connection { identity: facts.source_identity.clone(), source: facts.source, destination: facts.destination }
+    Connection {
+        identity: facts.source_identity.clone(),
+        source: facts.source,
+        destination: facts.destination,
+    }
 }
 
 fn facts(shared: &Shared, world: &World, request: &Request, own: Option<Arc<Workload>>) -> Facts {
     let peer = &request.peer;
-    let local = shared.own_addresses(world).first().copied().unwrap_or(shared.membership.address);
+    let local = shared
+        .own_addresses(world)
+        .first()
+        .copied()
+        .unwrap_or(shared.membership.address);
     Facts {
         direction: Direction::Inbound,
         transport: Transport::Hbone3,
@@ -128,8 +156,13 @@ fn facts(shared: &Shared, world: &World, request: &Request, own: Option<Arc<Work
         destination: SocketAddr::new(local, 0),
         original: None,
         hbone: Some(SocketAddr::new(local, shared.config.tunnel.listen.port())),
-        service: own.as_ref().and_then(|own| own.services.first()).map(|(key, _)| key.clone()),
-        source_workload: world.workload_at(&shared.membership.network, peer.address.ip()).cloned(),
+        service: own
+            .as_ref()
+            .and_then(|own| own.services.first())
+            .map(|(key, _)| key.clone()),
+        source_workload: world
+            .workload_at(&shared.membership.network, peer.address.ip())
+            .cloned(),
         destination_workload: own,
         source_identity: Some(peer.identity.clone()),
         destination_identity: shared.credentials().map(|credentials| credentials.identity.clone()),
@@ -145,16 +178,27 @@ async fn refuse(shared: &Arc<Shared>, request: Request, facts: Facts, failure: F
 }
 
 fn answer(failure: &Failure) -> ResponseHead {
-    let unreachable = |reason: &str| ResponseHead { status: 503, reason: Some(reason.into()), ..ResponseHead::default() };
+    let unreachable = |reason: &str| ResponseHead {
+        status: 503,
+        reason: Some(reason.into()),
+        ..ResponseHead::default()
+    };
     match failure {
         Failure::Denied(Denial::NotSynced) => unreachable("not-synced"),
-        Failure::Denied(denial) => {
-            ResponseHead { status: 401, policy: Some(denial_policies(denial)), ..ResponseHead::default() }
-        }
-        Failure::Target(_) => ResponseHead { status: 400, ..ResponseHead::default() },
-        Failure::Status { status, reason } => {
-            ResponseHead { status: *status, reason: reason.clone(), ..ResponseHead::default() }
-        }
+        Failure::Denied(denial) => ResponseHead {
+            status: 401,
+            policy: Some(denial_policies(denial)),
+            ..ResponseHead::default()
+        },
+        Failure::Target(_) => ResponseHead {
+            status: 400,
+            ..ResponseHead::default()
+        },
+        Failure::Status { status, reason } => ResponseHead {
+            status: *status,
+            reason: reason.clone(),
+            ..ResponseHead::default()
+        },
         Failure::Refused(_) | Failure::ApplicationReset => unreachable("refused"),
         Failure::Timeout(_) => unreachable("timeout"),
         _ => unreachable("unreachable"),
@@ -175,7 +219,11 @@ pub async fn recheck(shared: Arc<Shared>) {
 }
 
 fn verdict(world: &World, own: Option<&Workload>, facts: &Facts) -> Option<Failure> {
-    if facts.peer_certificate.as_ref().is_some_and(|(serial, spki)| world.is_revoked(serial, spki)) {
+    if facts
+        .peer_certificate
+        .as_ref()
+        .is_some_and(|(serial, spki)| world.is_revoked(serial, spki))
+    {
         return Some(Failure::Revoked);
     }
     // Without a record of our own for a moment (the control plane restarts) what lives goes on.

@@ -42,7 +42,10 @@ impl HostKey {
     /// Possession of the key, bound to one TLS connection.
     pub fn prove(&self, exporter: &[u8; 32]) -> anyhow::Result<HostProof> {
         let signed = [PROOF, exporter].concat();
-        Ok(HostProof { public_key: self.0.subject_public_key_info(), signature: self.0.sign(&signed)? })
+        Ok(HostProof {
+            public_key: self.0.subject_public_key_info(),
+            signature: self.0.sign(&signed)?,
+        })
     }
 }
 
@@ -50,7 +53,9 @@ impl HostKey {
 pub fn host_key(state: &State) -> anyhow::Result<HostKey> {
     if let Some(pem) = state.read(state::HOST_KEY)? {
         let pem = String::from_utf8_lossy(&pem);
-        return Ok(HostKey(rcgen::KeyPair::from_pem(&pem).context("the host key is damaged; `mesh-agent leave` and join again")?));
+        return Ok(HostKey(
+            rcgen::KeyPair::from_pem(&pem).context("the host key is damaged; `mesh-agent leave` and join again")?,
+        ));
     }
     let key = rcgen::KeyPair::generate()?;
     state.write(state::HOST_KEY, key.serialize_pem().as_bytes())?;
@@ -96,7 +101,10 @@ struct Refused {
 
 impl<E: Into<anyhow::Error>> From<E> for Refused {
     fn from(error: E) -> Self {
-        Self { error: error.into(), retry: false }
+        Self {
+            error: error.into(),
+            retry: false,
+        }
     }
 }
 
@@ -106,7 +114,11 @@ async fn try_join(
     address: Option<IpAddr>,
     mark: u32,
 ) -> Result<(Membership, Pem), Refused> {
-    let pins = token.ca_pins.iter().filter_map(|pin| pin.as_slice().try_into().ok()).collect();
+    let pins = token
+        .ca_pins
+        .iter()
+        .filter_map(|pin| pin.as_slice().try_into().ok())
+        .collect();
     let trust = Trust::Pins(pins);
     let connection = channel::connect(&token.addresses, &token.trust_domain, &trust, None, mark).await?;
     let proof = host.prove(&connection.exporter()?)?;
@@ -124,10 +136,21 @@ async fn try_join(
     let response = match tokio::time::timeout(CALL, client.join(request)).await {
         Ok(Ok(response)) => response.into_inner(),
         Ok(Err(status)) => {
-            let retry = matches!(status.code(), tonic::Code::Unavailable | tonic::Code::Unknown | tonic::Code::Cancelled);
-            return Err(Refused { error: anyhow::anyhow!("the join was refused: {}", status.message()), retry });
+            let retry = matches!(
+                status.code(),
+                tonic::Code::Unavailable | tonic::Code::Unknown | tonic::Code::Cancelled
+            );
+            return Err(Refused {
+                error: anyhow::anyhow!("the join was refused: {}", status.message()),
+                retry,
+            });
         }
-        Err(_) => return Err(Refused { error: anyhow::anyhow!("the control plane did not answer in time"), retry: true }),
+        Err(_) => {
+            return Err(Refused {
+                error: anyhow::anyhow!("the control plane did not answer in time"),
+                retry: true,
+            });
+        }
     };
     Ok(accept(token, key, response)?)
 }
@@ -137,8 +160,17 @@ fn accept(token: &BootstrapToken, key: String, response: JoinResponse) -> anyhow
     let pem = Pem::from_response(key, response.cert_chain)?;
     let credentials = pem.credentials().context("the control plane's answer")?;
     let identity = &credentials.identity;
-    let named = (identity.trust_domain(), identity.namespace(), identity.service_account());
-    if named != (&*response.trust_domain, &*response.namespace, &*response.service_account)
+    let named = (
+        identity.trust_domain(),
+        identity.namespace(),
+        identity.service_account(),
+    );
+    if named
+        != (
+            &*response.trust_domain,
+            &*response.namespace,
+            &*response.service_account,
+        )
         || response.trust_domain != token.trust_domain
     {
         bail!("the control plane signed for {identity}, which is not what it says that we are");
@@ -153,7 +185,10 @@ fn accept(token: &BootstrapToken, key: String, response: JoinResponse) -> anyhow
         network: response.network,
         cluster_id: response.cluster_id,
         dns_domain: response.dns_domain,
-        address: response.address.parse().context("the address that the control plane accepted")?,
+        address: response
+            .address
+            .parse()
+            .context("the address that the control plane accepted")?,
         control_addresses: if response.control_addresses.is_empty() {
             token.addresses.clone()
         } else {
@@ -166,7 +201,9 @@ fn accept(token: &BootstrapToken, key: String, response: JoinResponse) -> anyhow
 
 /// The machine's name, for people.
 pub fn hostname() -> String {
-    nix::unistd::gethostname().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
+    nix::unistd::gethostname()
+        .map(|name| name.to_string_lossy().into_owned())
+        .unwrap_or_default()
 }
 
 const PROOF: &[u8] = b"mesh-agent-join-v1";

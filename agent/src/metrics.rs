@@ -15,17 +15,25 @@ use crate::flows::{Direction, Facts, Flows};
 
 /// Installs the recorder; the handle renders what `/metrics` shows.
 pub fn install() -> anyhow::Result<PrometheusHandle> {
-    let handle = PrometheusBuilder::new().install_recorder().context("installing the metrics recorder")?;
+    let handle = PrometheusBuilder::new()
+        .install_recorder()
+        .context("installing the metrics recorder")?;
     describe_counter!(OPENED, "TCP connections opened");
     describe_counter!(CLOSED, "TCP connections closed");
     describe_counter!(FAILED, "TCP connections that failed");
     describe_counter!(SENT, "Bytes sent in response (from the server to the client)");
     describe_counter!(RECEIVED, "Bytes received in request (from the client to the server)");
     describe_counter!(DENIALS, "Connections that a policy denied or cut, by policy");
-    describe_counter!(DRY_RUN, "Connections that a dry-run policy would have denied, by policy");
+    describe_counter!(
+        DRY_RUN,
+        "Connections that a dry-run policy would have denied, by policy"
+    );
     describe_gauge!("mesh_agent_flows", "Live flows");
     describe_gauge!("mesh_agent_xds_connected", "1 while the control plane's stream is up");
-    describe_gauge!("mesh_agent_certificate_expiry_seconds", "Seconds until the certificate expires");
+    describe_gauge!(
+        "mesh_agent_certificate_expiry_seconds",
+        "Seconds until the certificate expires"
+    );
     gauge!("istio_build", "component" => "mesh-agent", "tag" => env!("CARGO_PKG_VERSION")).set(1.0);
     Ok(handle)
 }
@@ -71,7 +79,9 @@ fn labels(facts: &Facts, failure: Option<&Failure>) -> Vec<Label> {
     };
     let mut labels = vec![Label::from_static_parts("reporter", reporter)];
     let mut add = |name: &'static str, value: Option<String>| {
-        let value = value.filter(|value| !value.is_empty()).unwrap_or_else(|| "unknown".into());
+        let value = value
+            .filter(|value| !value.is_empty())
+            .unwrap_or_else(|| "unknown".into());
         labels.push(Label::new(name, value));
     };
     let mut side = |names: [&'static str; 9], workload: Option<&Arc<Workload>>, principal: Option<String>| {
@@ -90,18 +100,42 @@ fn labels(facts: &Facts, failure: Option<&Failure>) -> Vec<Label> {
         for (name, value) in names.into_iter().zip(values) {
             add(name, value);
         }
-        add(if names[0].starts_with('s') { "source_principal" } else { "destination_principal" }, principal);
+        add(
+            if names[0].starts_with('s') {
+                "source_principal"
+            } else {
+                "destination_principal"
+            },
+            principal,
+        );
     };
-    side(SOURCE, facts.source_workload.as_ref(), facts.source_identity.as_ref().map(ToString::to_string));
-    side(DESTINATION, facts.destination_workload.as_ref(), facts.destination_identity.as_ref().map(ToString::to_string));
+    side(
+        SOURCE,
+        facts.source_workload.as_ref(),
+        facts.source_identity.as_ref().map(ToString::to_string),
+    );
+    side(
+        DESTINATION,
+        facts.destination_workload.as_ref(),
+        facts.destination_identity.as_ref().map(ToString::to_string),
+    );
     let service = facts.service.as_ref();
     add("destination_service", service.map(|key| key.hostname.to_string()));
-    add("destination_service_namespace", service.map(|key| key.namespace.to_string()));
+    add(
+        "destination_service_namespace",
+        service.map(|key| key.namespace.to_string()),
+    );
     let short = service.and_then(|key| key.hostname.split('.').next().map(str::to_owned));
     add("destination_service_name", short);
     labels.push(Label::from_static_parts("request_protocol", "tcp"));
-    labels.push(Label::from_static_parts("response_flags", failure.map_or("-", Failure::response_flags)));
-    labels.push(Label::from_static_parts("connection_security_policy", facts.transport.security_policy()));
+    labels.push(Label::from_static_parts(
+        "response_flags",
+        failure.map_or("-", Failure::response_flags),
+    ));
+    labels.push(Label::from_static_parts(
+        "connection_security_policy",
+        facts.transport.security_policy(),
+    ));
     labels
 }
 
@@ -133,7 +167,9 @@ pub fn sample(health: &Health) {
         counter!("mesh_agent_engine_drops_total", "reason" => reason).absolute(dropped);
     }
     gauge!("mesh_agent_xds_connected").set(if health.xds_connected { 1.0 } else { 0.0 });
-    let left = health.not_after.map_or(0, |at| unix(at).saturating_sub(unix(SystemTime::now())));
+    let left = health
+        .not_after
+        .map_or(0, |at| unix(at).saturating_sub(unix(SystemTime::now())));
     gauge!("mesh_agent_certificate_expiry_seconds").set(count(left));
 }
 

@@ -36,14 +36,22 @@ impl State {
     /// Replaces a file, readable by its owner alone; after a crash either the old or the new one is there.
     pub fn write(&self, name: &str, bytes: &[u8]) -> anyhow::Result<()> {
         self.try_write(name, bytes).with_context(|| {
-            format!("writing {}; is the disk full, or the directory not writable for this user?", self.path(name).display())
+            format!(
+                "writing {}; is the disk full, or the directory not writable for this user?",
+                self.path(name).display()
+            )
         })
     }
 
     fn try_write(&self, name: &str, bytes: &[u8]) -> io::Result<()> {
         fs::create_dir_all(&self.0)?;
         let fresh = self.path(&format!(".{name}.{}.new", std::process::id()));
-        let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&fresh)?;
+        let mut file = OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(0o600)
+            .open(&fresh)?;
         let written = file.write_all(bytes).and_then(|()| file.sync_all());
         if let Err(error) = written.and_then(|()| fs::rename(&fresh, self.path(name))) {
             let _ = fs::remove_file(&fresh);
@@ -67,9 +75,13 @@ impl State {
 
     /// Who we joined as; `None` before a join.
     pub fn membership(&self) -> anyhow::Result<Option<Membership>> {
-        let Some(bytes) = self.read(MEMBERSHIP)? else { return Ok(None) };
+        let Some(bytes) = self.read(MEMBERSHIP)? else {
+            return Ok(None);
+        };
         let path = self.path(MEMBERSHIP);
-        serde_json::from_slice(&bytes).map(Some).with_context(|| format!("{} is damaged; join again", path.display()))
+        serde_json::from_slice(&bytes)
+            .map(Some)
+            .with_context(|| format!("{} is damaged; join again", path.display()))
     }
 
     /// Forgets the membership, and everything that belongs to it. The marker goes first.

@@ -28,14 +28,19 @@ pub fn install(config: &Log) -> anyhow::Result<Level> {
     match config.format {
         LogFormat::Text => {
             let colours = std::io::stderr().is_terminal();
-            registry.with(fmt::layer().with_writer(std::io::stderr).with_ansi(colours)).try_init()
+            registry
+                .with(fmt::layer().with_writer(std::io::stderr).with_ansi(colours))
+                .try_init()
         }
-        LogFormat::Json => registry.with(fmt::layer().json().flatten_event(true).with_writer(std::io::stderr)).try_init(),
+        LogFormat::Json => registry
+            .with(fmt::layer().json().flatten_event(true).with_writer(std::io::stderr))
+            .try_init(),
     }
     .context("installing the logger")?;
     Ok(Level(handle))
 }
 
 fn parse(filter: &str) -> anyhow::Result<EnvFilter> {
-    EnvFilter::try_new(filter).with_context(|| format!("{filter:?} is not a log filter; try info, or info,mesh_agent=debug"))
+    EnvFilter::try_new(filter)
+        .with_context(|| format!("{filter:?} is not a log filter; try info, or info,mesh_agent=debug"))
 }

@@ -59,7 +59,16 @@ impl Xds {
         let (world, world_watch) = watch::channel(Arc::default());
         let (status, status_watch) = watch::channel(Status::default());
         let session = Session::new(node(&membership), &TYPES);
-        let mut xds = Self { config, membership, state, session, world, status, credentials, unsaved: false };
+        let mut xds = Self {
+            config,
+            membership,
+            state,
+            session,
+            world,
+            status,
+            credentials,
+            unsaved: false,
+        };
         if let Err(error) = xds.restore() {
             tracing::warn!(target: "mesh_agent::xds", error = %format!("{error:#}"), "the saved world is not usable; starting without");
         }
@@ -72,7 +81,9 @@ impl Xds {
         loop {
             let ended = self.stream(&mut failures).await;
             self.save();
-            let error = ended.err().map_or_else(|| "the control plane closed the stream".into(), |e| format!("{e:#}"));
+            let error = ended
+                .err()
+                .map_or_else(|| "the control plane closed the stream".into(), |e| format!("{e:#}"));
             tracing::warn!(target: "mesh_agent::xds", %error, failures, "not connected to the control plane");
             self.status.send_modify(|status| {
                 status.connected = false;
@@ -86,7 +97,11 @@ impl Xds {
 
     async fn stream(&mut self, failures: &mut u32) -> anyhow::Result<()> {
         let credentials = self.credentials.borrow().clone().context("there is no certificate")?;
-        let Membership { control_addresses, trust_domain, .. } = &self.membership;
+        let Membership {
+            control_addresses,
+            trust_domain,
+            ..
+        } = &self.membership;
         let trust = Trust::Roots(Arc::new(root_store(&credentials.root_pems)?));
         let mark = self.config.capture.mark;
         let connected = channel::connect(control_addresses, trust_domain, &trust, Some(&credentials), mark).await?;
@@ -130,7 +145,11 @@ impl Xds {
             status.error = None;
             status.heard = Some(unix(SystemTime::now()));
             status.from_snapshot = false;
-            status.rejected = self.session.rejected().map(|(_, name, why)| (name.into(), why.into())).collect();
+            status.rejected = self
+                .session
+                .rejected()
+                .map(|(_, name, why)| (name.into(), why.into()))
+                .collect();
         });
         if is_bundle {
             self.wait_for_anchors(&next).await;
@@ -140,18 +159,28 @@ impl Xds {
 
     /// An ACK of the trust bundle says that we trust all of its anchors; so it waits until we do.
     async fn wait_for_anchors(&mut self, world: &World) {
-        let Some((_, anchors)) = world.trust_bundle() else { return };
+        let Some((_, anchors)) = world.trust_bundle() else {
+            return;
+        };
         let trusted = self.credentials.wait_for(|credentials| {
-            credentials.as_ref().is_some_and(|one| anchors.iter().all(|anchor| one.root_pems.contains(anchor)))
+            credentials
+                .as_ref()
+                .is_some_and(|one| anchors.iter().all(|anchor| one.root_pems.contains(anchor)))
         });
         let _ = tokio::time::timeout(Duration::from_secs(10), trusted).await;
     }
 
     fn restore(&mut self) -> anyhow::Result<()> {
-        let Some(bytes) = self.state.read(state::WORLD)? else { return Ok(()) };
+        let Some(bytes) = self.state.read(state::WORLD)? else {
+            return Ok(());
+        };
         let snapshot = Snapshot::decode(bytes.as_slice())?;
         let taken_at = snapshot.taken_at.map(|at| u64::try_from(at.seconds).unwrap_or(0));
-        let types = snapshot.types.into_iter().map(|one| (one.type_url, one.resources)).collect();
+        let types = snapshot
+            .types
+            .into_iter()
+            .map(|one| (one.type_url, one.resources))
+            .collect();
         let world = World::default().apply(self.session.restore(types));
         self.world.send_replace(Arc::new(world));
         self.status.send_modify(|status| {
@@ -168,11 +197,15 @@ impl Xds {
         let types = self.session.snapshot().into_iter();
         let snapshot = Snapshot {
             taken_at: Some(wkt::Timestamp::from(SystemTime::now())),
-            types: types.map(|(type_url, resources)| TypeState { type_url, resources }).collect(),
+            types: types
+                .map(|(type_url, resources)| TypeState { type_url, resources })
+                .collect(),
         };
         match self.state.write(state::WORLD, &snapshot.encode_to_vec()) {
             Ok(()) => self.unsaved = false,
-            Err(error) => tracing::warn!(target: "mesh_agent::xds", error = %format!("{error:#}"), "the world was not saved"),
+            Err(error) => {
+                tracing::warn!(target: "mesh_agent::xds", error = %format!("{error:#}"), "the world was not saved")
+            }
         }
     }
 }
@@ -184,7 +217,10 @@ fn pause(failures: u32) -> Duration {
 }
 
 fn refused(status: &tonic::Status) -> anyhow::Error {
-    let code = status.metadata().get("x-mesh-error").and_then(|code| code.to_str().ok());
+    let code = status
+        .metadata()
+        .get("x-mesh-error")
+        .and_then(|code| code.to_str().ok());
     match code {
         Some("clone") => anyhow::anyhow!(
             "refused as a clone: another machine is connected with this machine's identity ({}); \
@@ -212,8 +248,15 @@ fn refused(status: &tonic::Status) -> anyhow::Error {
 }
 
 fn node(membership: &Membership) -> Node {
-    let Membership { workload_name, namespace, address, .. } = membership;
-    let text = |text: &str| wkt::Value { kind: Some(wkt::value::Kind::StringValue(text.into())) };
+    let Membership {
+        workload_name,
+        namespace,
+        address,
+        ..
+    } = membership;
+    let text = |text: &str| wkt::Value {
+        kind: Some(wkt::value::Kind::StringValue(text.into())),
+    };
     let instance = format!("{:016x}", random());
     let fields = [
         ("NAME", workload_name.as_str()),
@@ -231,14 +274,21 @@ fn node(membership: &Membership) -> Node {
     .map(|(name, value)| (name.to_owned(), text(value)));
     Node {
         id: format!("ztunnel~{address}~{workload_name}.{namespace}~{namespace}.svc.cluster.local"),
-        metadata: Some(wkt::Struct { fields: fields.into_iter().collect() }),
+        metadata: Some(wkt::Struct {
+            fields: fields.into_iter().collect(),
+        }),
         user_agent_name: "mesh-agent".into(),
         user_agent_version: env!("CARGO_PKG_VERSION").into(),
         ..Node::default()
     }
 }
 
-const TYPES: [&str; 4] = [type_url::ADDRESS, type_url::AUTHORIZATION, type_url::REVOCATION, type_url::TRUST_BUNDLE];
+const TYPES: [&str; 4] = [
+    type_url::ADDRESS,
+    type_url::AUTHORIZATION,
+    type_url::REVOCATION,
+    type_url::TRUST_BUNDLE,
+];
 /// How often a changed world is written to disk.
 const SAVE: Duration = Duration::from_secs(2);
 /// As ztunnel allows.

@@ -7,8 +7,6 @@ use std::time::Duration;
 
 use mesh_lab::{Host, Lan, Proc, Sniffer, wait_until};
 
-
-
 /// How long anything that should happen may take on a busy machine.
 pub const SOON: Duration = Duration::from_secs(30);
 
@@ -49,7 +47,12 @@ impl Mesh {
             dir.path().join("run")
         );
         std::fs::write(dir.path().join("control.toml"), text).unwrap();
-        let mut mesh = Self { lan, control, control_process: None, dir };
+        let mut mesh = Self {
+            lan,
+            control,
+            control_process: None,
+            dir,
+        };
         mesh.start_control();
         mesh.apply(GROUPS);
         mesh
@@ -61,7 +64,9 @@ impl Mesh {
         command.arg("serve").arg("--config").arg(config);
         log_to(&mut command, &self.dir.path().join("control.log"));
         self.control_process = Some(self.control.spawn(&mut command));
-        wait_until(SOON, "mesh-control to serve", || self.try_ctl(&["ca", "status"]).status.success());
+        wait_until(SOON, "mesh-control to serve", || {
+            self.try_ctl(&["ca", "status"]).status.success()
+        });
     }
 
     /// SIGKILL.
@@ -81,7 +86,10 @@ impl Mesh {
     fn ctl_command(&self, args: &[&str]) -> Command {
         let socket = self.dir.path().join("run/control.sock");
         let mut command = self.control.command(binary("meshctl"));
-        command.arg("--server").arg(format!("unix://{}", socket.display())).args(args);
+        command
+            .arg("--server")
+            .arg(format!("unix://{}", socket.display()))
+            .args(args);
         command
     }
 
@@ -212,7 +220,9 @@ impl Machine {
     pub fn wait_ready(&self) {
         wait_until(SOON, &format!("{} to be ready", self.name), || {
             let status = self.status();
-            status["state"] == "member" && status["own_record"]["present"] == true && status["control"]["connected"] == true
+            status["state"] == "member"
+                && status["own_record"]["present"] == true
+                && status["control"]["connected"] == true
         });
     }
 
@@ -230,7 +240,11 @@ impl Machine {
     pub fn wait_log(&self, parts: &[&str]) -> String {
         let mut found = None;
         wait_until(SOON, &format!("{} to log {parts:?}", self.name), || {
-            found = self.log().lines().find(|line| parts.iter().all(|part| line.contains(part))).map(str::to_owned);
+            found = self
+                .log()
+                .lines()
+                .find(|line| parts.iter().all(|part| line.contains(part)))
+                .map(str::to_owned);
             found.is_some()
         });
         found.unwrap()
@@ -245,7 +259,13 @@ impl Machine {
     /// The body that a GET gave; it must succeed.
     pub fn get(&self, url: &str) -> String {
         let output = self.curl(&["-f", url]);
-        assert!(output.status.success(), "{}: GET {url}: {}\n{}", self.name, text(&output), self.log());
+        assert!(
+            output.status.success(),
+            "{}: GET {url}: {}\n{}",
+            self.name,
+            text(&output),
+            self.log()
+        );
         String::from_utf8(output.stdout).unwrap()
     }
 
@@ -271,7 +291,11 @@ impl Machine {
         );
         std::fs::write(dir.join("nginx.conf"), conf).unwrap();
         let mut command = self.host.command("nginx");
-        command.arg("-c").arg(dir.join("nginx.conf")).arg("-e").arg(dir.join("error.log"));
+        command
+            .arg("-c")
+            .arg(dir.join("nginx.conf"))
+            .arg("-e")
+            .arg(dir.join("error.log"));
         let process = self.host.spawn(&mut command);
         let probe = format!("http://127.0.0.1:{port}/");
         wait_until(SOON, "nginx to serve", || self.curl(&["-f", &probe]).status.success());
@@ -286,12 +310,24 @@ impl Machine {
 
 /// Standard output and error of a finished command, for messages.
 pub fn text(output: &Output) -> String {
-    format!("{}\n{}{}", output.status, String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
+    format!(
+        "{}\n{}{}",
+        output.status,
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    )
 }
 
 pub fn log_to(command: &mut Command, path: &Path) {
-    let file = std::fs::OpenOptions::new().create(true).append(true).open(path).unwrap();
-    command.stdout(file.try_clone().unwrap()).stderr(file).stdin(Stdio::null());
+    let file = std::fs::OpenOptions::new()
+        .create(true)
+        .append(true)
+        .open(path)
+        .unwrap();
+    command
+        .stdout(file.try_clone().unwrap())
+        .stderr(file)
+        .stdin(Stdio::null());
 }
 
 /// A binary of the workspace. Cargo builds only the root package's for this test, so the others are built here, once.
@@ -300,7 +336,9 @@ pub fn binary(name: &str) -> PathBuf {
     let agent = Path::new(env!("CARGO_BIN_EXE_mesh-agent"));
     BUILT.call_once(|| {
         let mut build = Command::new(env!("CARGO"));
-        build.args(["build", "--quiet", "-p", "mesh-control", "--bins"]).current_dir(env!("CARGO_MANIFEST_DIR"));
+        build
+            .args(["build", "--quiet", "-p", "mesh-control", "--bins"])
+            .current_dir(env!("CARGO_MANIFEST_DIR"));
         if agent.components().any(|part| part.as_os_str() == "release") {
             build.arg("--release");
         }

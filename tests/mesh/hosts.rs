@@ -3,7 +3,7 @@
 use std::io::{Read, Write};
 use std::net::TcpStream;
 
-use crate::fixture::{saw, Mesh, SOON, text};
+use crate::fixture::{Mesh, SOON, saw, text};
 use mesh_lab::wait_until;
 
 use crate::tools::Tools as _;
@@ -18,7 +18,12 @@ fn nothing_is_left_after_stop_leave_or_cleanup() {
     machine.wait_ready();
     assert_ne!(machine.host.kernel_state(), before);
     machine.stop();
-    assert_eq!(machine.host.kernel_state(), before, "after a clean stop\n{}", machine.log());
+    assert_eq!(
+        machine.host.kernel_state(),
+        before,
+        "after a clean stop\n{}",
+        machine.log()
+    );
 
     machine.start();
     machine.wait_ready();
@@ -31,7 +36,9 @@ fn nothing_is_left_after_stop_leave_or_cleanup() {
     machine.start();
     machine.wait_ready();
     assert!(machine.try_agent(&["leave"]).status.success());
-    wait_until(SOON, "the kernel to be clean after leave", || machine.host.kernel_state() == before);
+    wait_until(SOON, "the kernel to be clean after leave", || {
+        machine.host.kernel_state() == before
+    });
 }
 
 #[test]
@@ -77,8 +84,13 @@ fn connections_opened_towards_us_stay_out() {
         orders.host.sh("ip route show table 28005").contains(&outsider.ip4)
     });
     let _nginx = orders.nginx(8080, "answered directly");
-    assert_eq!(outsider.get(&format!("http://{}:8080/", orders.ip4)), "answered directly");
-    let closed = outsider.host.enter(|| TcpStream::connect_timeout(&format!("{}:81", orders.ip4).parse().unwrap(), SOON));
+    assert_eq!(
+        outsider.get(&format!("http://{}:8080/", orders.ip4)),
+        "answered directly"
+    );
+    let closed = outsider
+        .host
+        .enter(|| TcpStream::connect_timeout(&format!("{}:81", orders.ip4).parse().unwrap(), SOON));
     assert_eq!(closed.unwrap_err().kind(), std::io::ErrorKind::ConnectionRefused);
 }
 
@@ -90,12 +102,18 @@ fn forwarded_traffic_does_not_borrow_our_identity() {
     let _echo = orders.host.echo_server("0.0.0.0:8080");
     let vip = web.host.resolve("orders.shop.mesh.internal");
     let container = mesh_lab::Host::new("container");
-    mesh_lab::cable((&web.host, "br-c", "172.30.0.1/24"), (&container, "eth0", "172.30.0.2/24"));
+    mesh_lab::cable(
+        (&web.host, "br-c", "172.30.0.1/24"),
+        (&container, "eth0", "172.30.0.2/24"),
+    );
     container.ip("route add default via 172.30.0.1");
     web.host.sh("sysctl -qw net.ipv4.ip_forward=1");
-    let inside = container.enter(|| TcpStream::connect_timeout(&format!("{vip}:80").parse().unwrap(), std::time::Duration::from_secs(3)));
+    let inside = container
+        .enter(|| TcpStream::connect_timeout(&format!("{vip}:80").parse().unwrap(), std::time::Duration::from_secs(3)));
     assert!(inside.is_err(), "a container's traffic was carried as ours");
-    let outside = web.host.enter(|| TcpStream::connect_timeout(&format!("{vip}:80").parse().unwrap(), SOON));
+    let outside = web
+        .host
+        .enter(|| TcpStream::connect_timeout(&format!("{vip}:80").parse().unwrap(), SOON));
     let mut outside = outside.unwrap();
     outside.write_all(b"x").unwrap();
     outside.set_read_timeout(Some(SOON)).unwrap();

@@ -16,7 +16,10 @@ fn each_bad_token_has_its_own_error_and_leaves_nothing() {
         let said = text(&output);
         assert!(!output.status.success(), "{words}: {said}");
         assert!(said.to_lowercase().contains(words), "expected {words:?} in: {said}");
-        assert!(no_identity(&machine), "{words}: something was left in the state directory");
+        assert!(
+            no_identity(&machine),
+            "{words}: something was left in the state directory"
+        );
     };
 
     let good = mesh.token("shop/orders");
@@ -28,14 +31,21 @@ fn each_bad_token_has_its_own_error_and_leaves_nothing() {
     refuse("", "token");
 
     let revoked = mesh.token("shop/orders");
-    let id = mesh.ctl_json(&["token", "list"]).as_array().unwrap().last().unwrap()["id"].as_str().unwrap().to_owned();
+    let id = mesh.ctl_json(&["token", "list"]).as_array().unwrap().last().unwrap()["id"]
+        .as_str()
+        .unwrap()
+        .to_owned();
     mesh.ctl(&["token", "revoke", &id]);
     refuse(&revoked, "revoked");
 
     let brief = mesh.ctl(&["token", "create", "--group", "shop/orders", "--lifetime", "1s"]);
     wait_until(SOON, "the token to expire", || {
         let tokens = mesh.ctl_json(&["token", "list"]);
-        tokens.as_array().unwrap().iter().any(|token| token["state"] == "expired")
+        tokens
+            .as_array()
+            .unwrap()
+            .iter()
+            .any(|token| token["state"] == "expired")
     });
     refuse(brief.trim(), "expired");
 
@@ -60,7 +70,10 @@ fn a_token_of_another_control_plane_is_refused_before_the_secret_is_sent() {
     assert!(!output.status.success());
     assert!(text(&output).contains("pin"), "{}", text(&output));
     assert!(no_identity(&machine));
-    assert!(!mesh.control_log().contains("token-unknown"), "the secret was sent to a stranger");
+    assert!(
+        !mesh.control_log().contains("token-unknown"),
+        "the secret was sent to a stranger"
+    );
 }
 
 #[test]
@@ -70,7 +83,11 @@ fn the_daemon_may_run_before_the_join() {
     let before = machine.host.kernel_state();
     machine.start();
     wait_until(SOON, "the agent to wait", || machine.status()["state"] == "waiting");
-    assert_eq!(machine.host.kernel_state(), before, "an agent that has not joined touches nothing");
+    assert_eq!(
+        machine.host.kernel_state(),
+        before,
+        "an agent that has not joined touches nothing"
+    );
     machine.join(&mesh.token("shop/web"));
     machine.wait_ready();
 }
@@ -80,11 +97,19 @@ fn a_clone_is_refused_and_shown() {
     let mut mesh = Mesh::start();
     let original = mesh.member("original", "shop/orders");
     let mut copy = mesh.machine("copy");
-    copy.host.sh(&format!("cp -a {}/state {}/state", original.dir.display(), copy.dir.display()));
+    copy.host.sh(&format!(
+        "cp -a {}/state {}/state",
+        original.dir.display(),
+        copy.dir.display()
+    ));
     copy.start();
     wait_until(SOON, "the clone to be shown", || {
         let agents = mesh.ctl_json(&["agents"]);
-        agents.as_array().unwrap().iter().any(|agent| !agent["clones"].as_array().unwrap().is_empty())
+        agents
+            .as_array()
+            .unwrap()
+            .iter()
+            .any(|agent| !agent["clones"].as_array().unwrap().is_empty())
     });
     copy.wait_log(&["clone"]);
     assert_eq!(original.status()["control"]["connected"], true);
@@ -94,22 +119,49 @@ fn a_clone_is_refused_and_shown() {
 fn joined_as_root_the_daemon_runs_as_its_user() {
     let mut mesh = Mesh::start();
     let machine = mesh.machine("m");
-    for (file, line) in [("passwd", "mesh-agent:x:64999:64999::/nonexistent:/usr/sbin/nologin"), ("group", "mesh-agent:x:64999:")] {
+    for (file, line) in [
+        ("passwd", "mesh-agent:x:64999:64999::/nonexistent:/usr/sbin/nologin"),
+        ("group", "mesh-agent:x:64999:"),
+    ] {
         let copy = machine.dir.join(file);
-        machine.host.sh(&format!("cp /etc/{file} {0}; echo '{line}' >> {0}; mount --bind {0} /etc/{file}", copy.display()));
+        machine.host.sh(&format!(
+            "cp /etc/{file} {0}; echo '{line}' >> {0}; mount --bind {0} /etc/{file}",
+            copy.display()
+        ));
     }
-    machine.host.sh(&format!("mkdir -p {0}/state {0}/run && chown 64999:64999 {0}/state {0}/run && chmod o+x {0} {0}/.. ", machine.dir.display()));
+    machine.host.sh(&format!(
+        "mkdir -p {0}/state {0}/run && chown 64999:64999 {0}/state {0}/run && chmod o+x {0} {0}/.. ",
+        machine.dir.display()
+    ));
     // As udev makes it; a machine without udev may have it for root alone.
     let tun = machine.dir.join("tun");
-    machine.host.sh(&format!("mknod {0} c 10 200; chmod 666 {0}; mount --bind {0} /dev/net/tun", tun.display()));
+    machine.host.sh(&format!(
+        "mknod {0} c 10 200; chmod 666 {0}; mount --bind {0} /dev/net/tun",
+        tun.display()
+    ));
     machine.host.sh(&format!("chmod -R o+rX {}/etc", machine.dir.display()));
     machine.join(&mesh.token("shop/orders"));
-    let owner = machine.host.sh(&format!("stat -c %u {}/state/key.pem {}/state/membership.json", machine.dir.display(), machine.dir.display()));
+    let owner = machine.host.sh(&format!(
+        "stat -c %u {}/state/key.pem {}/state/membership.json",
+        machine.dir.display(),
+        machine.dir.display()
+    ));
     assert_eq!(owner, "64999\n64999\n");
     let mut command = machine.host.command("setpriv");
     command
-        .args(["--reuid", "64999", "--regid", "64999", "--clear-groups", "--no-new-privs"])
-        .args(["--inh-caps=-all,+net_admin", "--ambient-caps=-all,+net_admin", "--bounding-set=-all,+net_admin"])
+        .args([
+            "--reuid",
+            "64999",
+            "--regid",
+            "64999",
+            "--clear-groups",
+            "--no-new-privs",
+        ])
+        .args([
+            "--inh-caps=-all,+net_admin",
+            "--ambient-caps=-all,+net_admin",
+            "--bounding-set=-all,+net_admin",
+        ])
         .arg(crate::fixture::binary("mesh-agent"))
         .args(["run", "--config"])
         .arg(machine.dir.join("etc/agent.toml"));
@@ -124,7 +176,10 @@ fn a_wrong_clock_is_named() {
     let machine = mesh.machine("m");
     let token = mesh.token("shop/orders");
     let mut command = machine.agent_command(&["join", &token]);
-    command.env("LD_PRELOAD", crate::tools::faketime()).env("FAKETIME", "-30d").env("FAKETIME_DONT_FAKE_MONOTONIC", "1");
+    command
+        .env("LD_PRELOAD", crate::tools::faketime())
+        .env("FAKETIME", "-30d")
+        .env("FAKETIME_DONT_FAKE_MONOTONIC", "1");
     let output = command.output().unwrap();
     assert!(!output.status.success());
     assert!(text(&output).contains("clock"), "{}", text(&output));
@@ -140,7 +195,9 @@ fn a_machine_leaves() {
     let output = machine.try_agent(&["leave"]);
     assert!(output.status.success(), "{}", text(&output));
     assert!(no_identity(&machine));
-    wait_until(SOON, "the entry to go", || !mesh.ctl(&["get", "workloadentry", "-n", "shop"]).contains("orders-"));
+    wait_until(SOON, "the entry to go", || {
+        !mesh.ctl(&["get", "workloadentry", "-n", "shop"]).contains("orders-")
+    });
 }
 
 #[test]
@@ -148,11 +205,15 @@ fn the_entry_goes_after_the_grace_period() {
     let mut mesh = Mesh::start();
     let mut machine = mesh.member("m", "shop/orders");
     machine.kill();
-    wait_until(Duration::from_secs(20), "the entry to go", || !mesh.ctl(&["get", "workloadentry", "-n", "shop"]).contains("orders-"));
+    wait_until(Duration::from_secs(20), "the entry to go", || {
+        !mesh.ctl(&["get", "workloadentry", "-n", "shop"]).contains("orders-")
+    });
     machine.start();
     machine.wait_ready();
 }
 
 fn no_identity(machine: &Machine) -> bool {
-    ["membership.json", "cert.pem", "key.pem"].iter().all(|name| !machine.dir.join("state").join(name).exists())
+    ["membership.json", "cert.pem", "key.pem"]
+        .iter()
+        .all(|name| !machine.dir.join("state").join(name).exists())
 }

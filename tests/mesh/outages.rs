@@ -3,7 +3,6 @@
 use crate::fixture::{Mesh, SOON};
 use mesh_lab::wait_until;
 
-
 #[test]
 fn traffic_goes_on_without_the_control_plane_and_survives_a_restart() {
     let mut mesh = Mesh::start();
@@ -12,7 +11,9 @@ fn traffic_goes_on_without_the_control_plane_and_survives_a_restart() {
     let _nginx = orders.nginx(8080, "still here");
     let _ = web.wait_get("http://orders.shop.mesh.internal/");
     mesh.kill_control();
-    wait_until(SOON, "the outage to be noticed", || web.status()["control"]["connected"] == false);
+    wait_until(SOON, "the outage to be noticed", || {
+        web.status()["control"]["connected"] == false
+    });
     assert_eq!(web.get("http://orders.shop.mesh.internal/"), "still here");
     // A machine that boots while the control plane is away serves from what it knew.
     web.stop();

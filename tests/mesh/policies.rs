@@ -41,12 +41,17 @@ fn a_denial_names_its_policy_on_every_surface() {
     wait_until(SOON, "the policy to be in force", || !curl_succeeds(&web));
     let output = web.curl(&["-v", "http://orders.shop.mesh.internal/"]);
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(said.contains("No route to host") || said.contains("ermission denied"), "{said}");
+    assert!(
+        said.contains("No route to host") || said.contains("ermission denied"),
+        "{said}"
+    );
     orders.wait_log(&["access", "policy rejection", "shop/no-web"]);
     web.wait_log(&["access", "401", "shop/no-web"]);
     for machine in [&orders, &web] {
         let metrics = machine.get("http://127.0.0.1:15020/metrics");
-        let denials = metrics.lines().find(|line| line.starts_with("mesh_agent_denials_total") && line.contains("shop/no-web"));
+        let denials = metrics
+            .lines()
+            .find(|line| line.starts_with("mesh_agent_denials_total") && line.contains("shop/no-web"));
         assert!(denials.is_some(), "{}: {metrics}", machine.name);
     }
     // Others are not concerned.
@@ -63,7 +68,9 @@ fn live_flows_are_cut_within_a_second() {
     let web = mesh.member("web", "shop/web");
     let _echo = orders.host.echo_server("0.0.0.0:8080");
     let vip = web.host.resolve("orders.shop.mesh.internal");
-    let mut stream = web.host.enter(|| TcpStream::connect_timeout(&format!("{vip}:80").parse().unwrap(), SOON).unwrap());
+    let mut stream = web
+        .host
+        .enter(|| TcpStream::connect_timeout(&format!("{vip}:80").parse().unwrap(), SOON).unwrap());
     stream.set_read_timeout(Some(SOON)).unwrap();
     let mut echo = [0; 4];
     stream.write_all(b"live").unwrap();
@@ -71,7 +78,10 @@ fn live_flows_are_cut_within_a_second() {
 
     mesh.apply(DENY_WEB);
     let applied = Instant::now();
-    assert_eq!(stream.read(&mut echo).unwrap_err().kind(), std::io::ErrorKind::ConnectionReset);
+    assert_eq!(
+        stream.read(&mut echo).unwrap_err().kind(),
+        std::io::ErrorKind::ConnectionReset
+    );
     let took = applied.elapsed();
     assert!(took < Duration::from_secs(1), "cut after {took:?}");
     orders.wait_log(&["access", "policy change", "shop/no-web"]);
@@ -91,7 +101,9 @@ fn strict_shuts_out_plaintext_and_nothing_else() {
     assert_eq!(web.wait_get("http://orders.shop.mesh.internal/"), "orders");
 
     mesh.apply(STRICT);
-    wait_until(SOON, "plaintext to be refused", || !outsider.curl(&["-f", "--max-time", "2", &direct]).status.success());
+    wait_until(SOON, "plaintext to be refused", || {
+        !outsider.curl(&["-f", "--max-time", "2", &direct]).status.success()
+    });
     assert_eq!(web.get("http://orders.shop.mesh.internal/"), "orders");
     let ssh = outsider.host.enter(|| {
         let mut stream = TcpStream::connect_timeout(&format!("{}:22", orders.ip4).parse().unwrap(), SOON)?;
@@ -122,5 +134,8 @@ fn connect_targets_other_than_our_own_are_refused() {
 }
 
 fn curl_succeeds(machine: &Machine) -> bool {
-    machine.curl(&["-f", "--max-time", "3", "http://orders.shop.mesh.internal/"]).status.success()
+    machine
+        .curl(&["-f", "--max-time", "3", "http://orders.shop.mesh.internal/"])
+        .status
+        .success()
 }

@@ -16,14 +16,21 @@ fn a_revoked_machine_is_cut_off_everywhere_within_five_seconds() {
     let web = mesh.member("web", "shop/web");
     let _echo = orders.host.echo_server("0.0.0.0:8080");
     let vip = web.host.resolve("orders.shop.mesh.internal");
-    let mut stream = web.host.enter(|| TcpStream::connect_timeout(&format!("{vip}:80").parse().unwrap(), SOON).unwrap());
+    let mut stream = web
+        .host
+        .enter(|| TcpStream::connect_timeout(&format!("{vip}:80").parse().unwrap(), SOON).unwrap());
     stream.set_read_timeout(Some(SOON)).unwrap();
     let mut echo = [0; 4];
     stream.write_all(b"live").unwrap();
     stream.read_exact(&mut echo).unwrap();
 
     let agents = mesh.ctl_json(&["agents"]);
-    let agent = agents.as_array().unwrap().iter().find(|agent| agent["address"] == web.ip4.as_str()).unwrap();
+    let agent = agents
+        .as_array()
+        .unwrap()
+        .iter()
+        .find(|agent| agent["address"] == web.ip4.as_str())
+        .unwrap();
     let id = agent["id"].as_str().unwrap();
     mesh.ctl(&["revoke", id]);
     let revoked = Instant::now();
@@ -33,7 +40,9 @@ fn a_revoked_machine_is_cut_off_everywhere_within_five_seconds() {
     assert!(took < Duration::from_secs(5), "cut after {took:?}");
     orders.wait_log(&["access", "revoked"]);
 
-    let again = web.host.enter(|| TcpStream::connect_timeout(&format!("{vip}:80").parse().unwrap(), Duration::from_secs(8)));
+    let again = web
+        .host
+        .enter(|| TcpStream::connect_timeout(&format!("{vip}:80").parse().unwrap(), Duration::from_secs(8)));
     assert!(again.is_err(), "a revoked machine got a new flow");
     assert!(!mesh.ctl(&["get", "workloadentry", "-n", "shop"]).contains(&web.ip4));
     let mut web = web;
@@ -49,10 +58,13 @@ fn the_root_is_rotated_twice_under_load() {
     let web = mesh.member("web", "shop/web");
     let _echo = orders.host.echo_server("0.0.0.0:8080");
     let vip = web.host.resolve("orders.shop.mesh.internal");
-    let connect = || web.host.enter(|| TcpStream::connect_timeout(&format!("{vip}:80").parse().unwrap(), SOON).unwrap());
+    let connect = || {
+        web.host
+            .enter(|| TcpStream::connect_timeout(&format!("{vip}:80").parse().unwrap(), SOON).unwrap())
+    };
     let mut long = connect();
     long.set_read_timeout(Some(SOON)).unwrap();
-    let mut exchange = |stream: &mut TcpStream| {
+    let exchange = |stream: &mut TcpStream| {
         stream.set_read_timeout(Some(SOON)).unwrap();
         stream.write_all(b"ping").unwrap();
         stream.read_exact(&mut [0; 4]).unwrap();
@@ -73,7 +85,10 @@ fn the_root_is_rotated_twice_under_load() {
             exchange(&mut connect());
             mesh.ctl_json(&["ca", "status"])["phase"] == "steady"
         });
-        assert!(serial(&web) != serials.0 || serial(&orders) != serials.1, "round {round}: nobody renewed");
+        assert!(
+            serial(&web) != serials.0 || serial(&orders) != serials.1,
+            "round {round}: nobody renewed"
+        );
         exchange(&mut long);
     }
     let newcomer = mesh.member("late", "shop/web");
@@ -83,9 +98,15 @@ fn the_root_is_rotated_twice_under_load() {
 fn signing(mesh: &Mesh) -> String {
     let status = mesh.ctl_json(&["ca", "status"]);
     let anchors = status["anchors"].as_array().unwrap();
-    anchors.iter().find(|anchor| anchor["signing"] == true).unwrap()["fingerprint"].as_str().unwrap().to_owned()
+    anchors.iter().find(|anchor| anchor["signing"] == true).unwrap()["fingerprint"]
+        .as_str()
+        .unwrap()
+        .to_owned()
 }
 
 fn serial(machine: &crate::fixture::Machine) -> String {
-    machine.status()["certificate"]["serial"].as_str().unwrap_or_default().to_owned()
+    machine.status()["certificate"]["serial"]
+        .as_str()
+        .unwrap_or_default()
+        .to_owned()
 }

@@ -41,7 +41,10 @@ impl Tools for Host {
         listener.set_nonblocking(true).unwrap();
         serve(move || match listener.accept() {
             Ok((stream, _)) => {
-                std::thread::Builder::new().stack_size(1 << 17).spawn(move || echo(stream)).unwrap();
+                std::thread::Builder::new()
+                    .stack_size(1 << 17)
+                    .spawn(move || echo(stream))
+                    .unwrap();
             }
             Err(_) => std::thread::park_timeout(Duration::from_millis(5)),
         })
@@ -84,7 +87,9 @@ impl Tools for Host {
     fn resolve_tcp(&self, name: &str, server: &str) -> String {
         let mut stream = self.connect(server).unwrap();
         let query = [&[0, 7, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0][..], &encode(name), &[0, 1, 0, 1]].concat();
-        stream.write_all(&[&(query.len() as u16).to_be_bytes()[..], &query].concat()).unwrap();
+        stream
+            .write_all(&[&(query.len() as u16).to_be_bytes()[..], &query].concat())
+            .unwrap();
         let mut length = [0; 2];
         stream.read_exact(&mut length).unwrap();
         let mut answer = vec![0; usize::from(u16::from_be_bytes(length))];
@@ -103,7 +108,7 @@ impl Tools for Host {
     }
 
     fn connect(&self, to: &str) -> std::io::Result<TcpStream> {
-        let to: std::net::SocketAddr = to.parse().unwrap();
+        let to: std::net::SocketAddr = to.parse().map_err(std::io::Error::other)?;
         self.enter(|| {
             let stream = TcpStream::connect_timeout(&to, SOON)?;
             stream.set_read_timeout(Some(SOON))?;
@@ -160,9 +165,14 @@ fn answer(query: &[u8], name: &[u8], address: [u8; 4]) -> Vec<u8> {
 
 /// The library that changes what a program takes for the time.
 pub fn faketime() -> PathBuf {
-    let found = ["/usr/lib/x86_64-linux-gnu", "/usr/lib/aarch64-linux-gnu", "/usr/lib64", "/usr/lib"]
-        .iter()
-        .map(|dir| Path::new(dir).join("faketime/libfaketime.so.1"))
-        .find(|path| path.exists());
+    let found = [
+        "/usr/lib/x86_64-linux-gnu",
+        "/usr/lib/aarch64-linux-gnu",
+        "/usr/lib64",
+        "/usr/lib",
+    ]
+    .iter()
+    .map(|dir| Path::new(dir).join("faketime/libfaketime.so.1"))
+    .find(|path| path.exists());
     found.expect("libfaketime: install the package faketime")
 }

@@ -4,7 +4,7 @@ use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
-use crate::fixture::{saw, Mesh, SOON, text};
+use crate::fixture::{Mesh, SOON, saw, text};
 use mesh_lab::wait_until;
 
 use crate::tools::Tools as _;
@@ -17,10 +17,19 @@ fn a_service_is_reached_by_name_encrypted() {
     let _nginx = orders.nginx(8080, "hello from orders, in plain words");
 
     let capture = mesh.sniff();
-    assert_eq!(web.wait_get("http://orders.shop.mesh.internal/"), "hello from orders, in plain words");
-    assert_eq!(web.get("http://orders.example.com/"), "hello from orders, in plain words");
+    assert_eq!(
+        web.wait_get("http://orders.shop.mesh.internal/"),
+        "hello from orders, in plain words"
+    );
+    assert_eq!(
+        web.get("http://orders.example.com/"),
+        "hello from orders, in plain words"
+    );
     // The address itself, too.
-    assert_eq!(web.get(&format!("http://{}:8080/", orders.ip4)), "hello from orders, in plain words");
+    assert_eq!(
+        web.get(&format!("http://{}:8080/", orders.ip4)),
+        "hello from orders, in plain words"
+    );
     let wire = capture.stop();
     assert!(!saw(&wire, b"plain words"), "the answer was seen on the wire");
     assert!(!saw(&wire, b"GET / HTTP"), "the request was seen on the wire");
@@ -35,7 +44,10 @@ fn ipv6_end_to_end() {
     let _nginx = orders.nginx(8080, "six");
     // The service has an IPv6 VIP, too; the far side is reached by what it has.
     let _ = web.wait_get("http://orders.shop.mesh.internal/");
-    assert_eq!(String::from_utf8(web.curl(&["-6", "-f", "http://orders.shop.mesh.internal/"]).stdout).unwrap(), "six");
+    assert_eq!(
+        String::from_utf8(web.curl(&["-6", "-f", "http://orders.shop.mesh.internal/"]).stdout).unwrap(),
+        "six"
+    );
 }
 
 #[test]
@@ -46,7 +58,10 @@ fn a_machine_whose_address_is_ipv6_is_a_full_member() {
         "metadata: {name: orders, namespace: shop, annotations: {mesh.internal/allowed-cidrs: 'fd77::/64'}}\nspec:\n  metadata",
     ));
     let mut orders = mesh.machine("orders");
-    let output = orders.agent_command(&["join", "--address", &orders.ip6, &mesh.token("shop/orders")]).output().unwrap();
+    let output = orders
+        .agent_command(&["join", "--address", &orders.ip6, &mesh.token("shop/orders")])
+        .output()
+        .unwrap();
     assert!(output.status.success(), "{}", text(&output));
     orders.start();
     orders.wait_ready();
@@ -63,10 +78,17 @@ fn a_large_file_arrives_whole() {
     let web = mesh.member("web", "shop/web");
     let _nginx = orders.nginx(8080, "x");
     let size = 64 << 20;
-    orders.host.sh(&format!("head -c {size} /dev/urandom > {}/large", orders.www(8080).display()));
+    orders.host.sh(&format!(
+        "head -c {size} /dev/urandom > {}/large",
+        orders.www(8080).display()
+    ));
     let _ = web.wait_get("http://orders.shop.mesh.internal/");
-    let sent = orders.host.sh(&format!("sha256sum < {}/large", orders.www(8080).display()));
-    let received = web.host.sh("curl -sSf --max-time 60 http://orders.shop.mesh.internal/large | sha256sum");
+    let sent = orders
+        .host
+        .sh(&format!("sha256sum < {}/large", orders.www(8080).display()));
+    let received = web
+        .host
+        .sh("curl -sSf --max-time 60 http://orders.shop.mesh.internal/large | sha256sum");
     assert_eq!(sent, received);
 }
 
@@ -76,18 +98,28 @@ fn a_refused_port_is_refused_and_a_dead_machine_is_not() {
     let orders = mesh.member("orders", "shop/orders");
     let web = mesh.member("web", "shop/web");
     let vip = web.host.resolve("orders.shop.mesh.internal");
-    let refused = web.host.enter(|| TcpStream::connect_timeout(&format!("{vip}:9999").parse().unwrap(), SOON));
+    let refused = web
+        .host
+        .enter(|| TcpStream::connect_timeout(&format!("{vip}:9999").parse().unwrap(), SOON));
     assert_eq!(refused.unwrap_err().kind(), std::io::ErrorKind::ConnectionRefused);
     web.wait_log(&["access", "refused"]);
 
     // A peer that swallows everything: no answer within the time limit, and the application is told.
-    orders.host.nft("table inet hole { chain c { type filter hook input priority -300; udp dport 15008 drop; }; }");
+    orders
+        .host
+        .nft("table inet hole { chain c { type filter hook input priority -300; udp dport 15008 drop; }; }");
     let mut orders = orders;
     orders.kill();
     let started = Instant::now();
-    let lost = web.host.enter(|| TcpStream::connect_timeout(&format!("{vip}:80").parse().unwrap(), SOON));
+    let lost = web
+        .host
+        .enter(|| TcpStream::connect_timeout(&format!("{vip}:80").parse().unwrap(), SOON));
     assert!(lost.is_err());
-    assert!(started.elapsed() < Duration::from_secs(20), "took {:?}", started.elapsed());
+    assert!(
+        started.elapsed() < Duration::from_secs(20),
+        "took {:?}",
+        started.elapsed()
+    );
 }
 
 #[test]
@@ -156,10 +188,16 @@ fn two_thousand_flows_at_once() {
             stream.read_exact(&mut answer).unwrap();
             assert_eq!(answer, format!("flow {number:06}").as_bytes());
         }
-        assert!(web.status()["flows"]["live"].as_u64().unwrap() >= count, "{}", web.status());
+        assert!(
+            web.status()["flows"]["live"].as_u64().unwrap() >= count,
+            "{}",
+            web.status()
+        );
     });
     wait_until(SOON, "the flows to be forgotten", || web.status()["flows"]["live"] == 0);
-    wait_until(SOON, "the flows to be forgotten on the other side", || orders.status()["flows"]["live"] == 0);
+    wait_until(SOON, "the flows to be forgotten on the other side", || {
+        orders.status()["flows"]["live"] == 0
+    });
     drop(echo);
 }
 
@@ -169,10 +207,14 @@ fn a_peer_killed_in_mid_transfer_ends_the_flow() {
     let mut orders = mesh.member("orders", "shop/orders");
     let web = mesh.member("web", "shop/web");
     let nginx = orders.nginx(8080, "x");
-    orders.host.sh(&format!("truncate -s 20G {}/endless", orders.www(8080).display()));
+    orders
+        .host
+        .sh(&format!("truncate -s 20G {}/endless", orders.www(8080).display()));
     let _ = web.wait_get("http://orders.shop.mesh.internal/");
     let vip = web.host.resolve("orders.shop.mesh.internal");
-    let mut stream = web.host.enter(|| TcpStream::connect_timeout(&format!("{vip}:80").parse().unwrap(), SOON).unwrap());
+    let mut stream = web
+        .host
+        .enter(|| TcpStream::connect_timeout(&format!("{vip}:80").parse().unwrap(), SOON).unwrap());
     stream.write_all(b"GET /endless HTTP/1.0\r\n\r\n").unwrap();
     stream.set_read_timeout(Some(SOON)).unwrap();
     let mut buffer = vec![0; 1 << 16];
@@ -187,7 +229,11 @@ fn a_peer_killed_in_mid_transfer_ends_the_flow() {
         }
     };
     assert_eq!(end.unwrap_err().kind(), std::io::ErrorKind::ConnectionReset);
-    assert!(started.elapsed() < Duration::from_secs(20), "took {:?}", started.elapsed());
+    assert!(
+        started.elapsed() < Duration::from_secs(20),
+        "took {:?}",
+        started.elapsed()
+    );
     web.wait_log(&["access", "tunnel lost"]);
 
     orders.start();

@@ -55,7 +55,10 @@ fn workload(one: &Workload) -> Value {
 }
 
 fn service(one: &Service) -> Value {
-    let ports = one.ports.iter().map(|port| (port.service_port.to_string(), json!(port.target_port)));
+    let ports = one
+        .ports
+        .iter()
+        .map(|port| (port.service_port.to_string(), json!(port.target_port)));
     json!({
         "name": one.name,
         "namespace": one.key.namespace,

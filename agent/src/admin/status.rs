@@ -49,7 +49,10 @@ impl Member {
         let (world, xds) = (self.shared.world(), self.xds.borrow().clone());
         let membership = &self.shared.membership;
         let own = self.shared.own_workload(&world);
-        let missing: Vec<_> = own.iter().flat_map(|own| missing_policies(&world, own).map(ToString::to_string)).collect();
+        let missing: Vec<_> = own
+            .iter()
+            .flat_map(|own| missing_policies(&world, own).map(ToString::to_string))
+            .collect();
         let problems = self.problems(&xds, own.is_some(), &missing);
         let certificate = self.shared.credentials().map(|credentials| {
             json!({
@@ -102,7 +105,10 @@ impl Member {
             problems.push("our own record is not in the world yet: peers cannot reach this machine".into());
         }
         if !missing.is_empty() {
-            problems.push(format!("policies that hold for us have not arrived, so everything is denied: {}", missing.join(", ")));
+            problems.push(format!(
+                "policies that hold for us have not arrived, so everything is denied: {}",
+                missing.join(", ")
+            ));
         }
         match self.shared.credentials() {
             None => problems.push("there is no usable certificate".into()),

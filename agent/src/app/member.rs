@@ -54,11 +54,11 @@ impl Member {
         ready: &Ready,
     ) -> anyhow::Result<Self> {
         let waiting = ready.pending("world");
-        let pem = Pem::load(state)?.context("the certificate is missing from the state directory; leave and join again")?;
+        let pem =
+            Pem::load(state)?.context("the certificate is missing from the state directory; leave and join again")?;
         let credentials = pem.credentials().context("reading the certificate of this machine")?;
         let (publish, credentials) = watch::channel(Some(Arc::new(credentials)));
-        let (xds, world, xds_status) =
-            Xds::new(config.clone(), membership.clone(), state.clone(), credentials.clone());
+        let (xds, world, xds_status) = Xds::new(config.clone(), membership.clone(), state.clone(), credentials.clone());
         let shared = Arc::new(Shared {
             config: config.clone(),
             membership: membership.clone(),
@@ -87,15 +87,30 @@ impl Member {
         tasks.spawn(inbound::recheck(shared.clone()));
         tasks.spawn(become_ready(world, waiting));
         tasks.spawn(sample(shared.clone(), shard.stats.clone(), xds_status.clone()));
-        Ok(Self { config: config.clone(), shared, xds: xds_status, captured: captured_watch, shard, tasks, kernel })
+        Ok(Self {
+            config: config.clone(),
+            shared,
+            xds: xds_status,
+            captured: captured_watch,
+            shard,
+            tasks,
+            kernel,
+        })
     }
 
     pub(super) fn view(&self) -> status::Member {
-        status::Member { shared: self.shared.clone(), xds: self.xds.clone(), captured: self.captured.clone() }
+        status::Member {
+            shared: self.shared.clone(),
+            xds: self.xds.clone(),
+            captured: self.captured.clone(),
+        }
     }
 
     pub(super) fn name(&self) -> String {
-        format!("{}/{}", self.shared.membership.namespace, self.shared.membership.workload_name)
+        format!(
+            "{}/{}",
+            self.shared.membership.namespace, self.shared.membership.workload_name
+        )
     }
 
     /// Resolves when the agent cannot go on.
@@ -109,7 +124,11 @@ impl Member {
     /// Asks the control plane to forget this machine.
     pub(super) async fn tell_leave(&self) -> anyhow::Result<()> {
         let credentials = self.shared.credentials().context("there is no certificate")?;
-        let Membership { control_addresses, trust_domain, .. } = &self.shared.membership;
+        let Membership {
+            control_addresses,
+            trust_domain,
+            ..
+        } = &self.shared.membership;
         let trust = Trust::Roots(Arc::new(root_store(&credentials.root_pems)?));
         let mark = self.config.capture.mark;
         let connection = channel::connect(control_addresses, trust_domain, &trust, Some(&credentials), mark).await?;
@@ -128,7 +147,9 @@ impl Member {
         self.tasks.shutdown().await;
         let _ = self.kernel.stop.send(true);
         self.kernel.task.await.context("the kernel task")??;
-        tokio::task::spawn_blocking(move || self.shard.stop()).await.context("stopping the data plane")?;
+        tokio::task::spawn_blocking(move || self.shard.stop())
+            .await
+            .context("stopping the data plane")?;
         Ok(())
     }
 }
@@ -141,7 +162,9 @@ async fn install(config: Arc<Config>) -> anyhow::Result<Kernel> {
             anyhow::Error::from(error)
         })
     };
-    tokio::task::spawn_blocking(install).await?.context("setting up capture")
+    tokio::task::spawn_blocking(install)
+        .await?
+        .context("setting up capture")
 }
 
 impl KernelTask {
@@ -191,7 +214,9 @@ fn update(kernel: &mut Kernel, shared: &Shared, world: &World) -> usize {
 }
 
 async fn become_ready(mut world: watch::Receiver<Arc<World>>, waiting: Pending) {
-    let _ = world.wait_for(|world| world.addresses_synced() && world.policies_synced()).await;
+    let _ = world
+        .wait_for(|world| world.addresses_synced() && world.policies_synced())
+        .await;
     drop(waiting);
     std::future::pending().await
 }

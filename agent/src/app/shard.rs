@@ -20,13 +20,13 @@ use crate::{inbound, outbound};
 
 /// A running shard. Dropping it stops it at once.
 #[derive(Debug)]
-pub struct Shard {
+pub(super) struct Shard {
     stop: watch::Sender<Phase>,
     thread: Option<thread::JoinHandle<()>>,
     /// Counts of the engine.
-    pub stats: Arc<Stats>,
+    pub(super) stats: Arc<Stats>,
     /// Resolves when the thread ends, with what went wrong.
-    pub ended: oneshot::Receiver<anyhow::Error>,
+    pub(super) ended: oneshot::Receiver<anyhow::Error>,
 }
 
 /// What a shard is doing.
@@ -40,7 +40,7 @@ enum Phase {
 
 impl Shard {
     /// Starts the thread around an open device; waits until it serves.
-    pub async fn start(shared: Arc<Shared>, tun: Tun) -> anyhow::Result<Self> {
+    pub(super) async fn start(shared: Arc<Shared>, tun: Tun) -> anyhow::Result<Self> {
         let (stop, phase) = watch::channel(Phase::Serving);
         let (started, is_started) = oneshot::channel();
         let (ended, ended_receiver) = oneshot::channel();
@@ -54,20 +54,24 @@ impl Shard {
                 let _ = ended.send(error);
             }
         })?;
-        let stats = match is_started.await {
-            Ok(stats) => stats,
-            Err(_) => return Err(ended_receiver.await.context("the data plane did not start")?),
+        let Ok(stats) = is_started.await else {
+            return Err(ended_receiver.await.context("the data plane did not start")?);
         };
-        Ok(Self { stop, thread: Some(thread), stats, ended: ended_receiver })
+        Ok(Self {
+            stop,
+            thread: Some(thread),
+            stats,
+            ended: ended_receiver,
+        })
     }
 
     /// No new streams of peers; what lives goes on.
-    pub fn drain(&self) {
+    pub(super) fn drain(&self) {
         self.stop.send_replace(Phase::Draining);
     }
 
     /// Ends the thread: flows that live are reset, and peers are told.
-    pub fn stop(mut self) {
+    pub(super) fn stop(mut self) {
         self.end();
     }
 

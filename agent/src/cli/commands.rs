@@ -19,9 +19,7 @@ pub(super) fn run(cli: Cli) -> anyhow::Result<u8> {
         Command::Status { output } => status::run(&loaded.config, output),
         Command::Leave => leave(&loaded.config),
         Command::Cleanup => cleanup(&loaded.config),
-        Command::Config(ConfigCommand::Check) => {
-            print(&format!("{} is valid\n", loaded.file.display())).map(|()| DONE)
-        }
+        Command::Config(ConfigCommand::Check) => print(&format!("{} is valid\n", loaded.file.display())).map(|()| DONE),
         Command::Config(ConfigCommand::Show { output }) => show(&loaded, output),
     }
 }
@@ -55,9 +53,9 @@ fn show(loaded: &Loaded, output: Output) -> anyhow::Result<u8> {
     let settings = source::explain(loaded)?;
     match output {
         Output::Json => {
-            let entries = settings.into_iter().map(|(key, value, origin)| {
-                (key, serde_json::json!({ "value": value, "origin": origin }))
-            });
+            let entries = settings
+                .into_iter()
+                .map(|(key, value, origin)| (key, serde_json::json!({ "value": value, "origin": origin })));
             let all: serde_json::Map<String, serde_json::Value> = entries.collect();
             print(&format!("{}\n", serde_json::to_string_pretty(&all)?))?;
         }

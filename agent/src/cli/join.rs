@@ -24,13 +24,20 @@ pub(super) fn run(config: &Config, arguments: JoinArguments) -> anyhow::Result<u
     }
     let state = State::new(&config.paths.state);
     if let Some(member) = state.membership()? {
-        bail!("already joined as {}/{}; run `mesh-agent leave` first", member.namespace, member.workload_name);
+        bail!(
+            "already joined as {}/{}; run `mesh-agent leave` first",
+            member.namespace,
+            member.workload_name
+        );
     }
     become_service_user(&config.paths.state)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     // Without the daemon nothing is captured, so that no mark is needed (setting one needs a capability).
     let member = runtime.block_on(crate::join::join(&state, &text, address, 0))?;
-    print(&format!("joined as {}/{} ({})\n", member.namespace, member.workload_name, member.address))?;
+    print(&format!(
+        "joined as {}/{} ({})\n",
+        member.namespace, member.workload_name, member.address
+    ))?;
     Ok(DONE)
 }
 
@@ -41,7 +48,10 @@ fn read_token(arguments: JoinArguments) -> anyhow::Result<String> {
     match arguments.token.as_deref() {
         Some("-") | None => {}
         Some(token) => {
-            writeln!(std::io::stderr(), "warning: other users can see a token on the command line; use standard input")?;
+            writeln!(
+                std::io::stderr(),
+                "warning: other users can see a token on the command line; use standard input"
+            )?;
             return Ok(token.to_owned());
         }
     }
@@ -61,7 +71,10 @@ fn read_token(arguments: JoinArguments) -> anyhow::Result<String> {
         return Ok(line);
     }
     let mut text = String::new();
-    std::io::stdin().take(MAX_TOKEN).read_to_string(&mut text).context("reading the token from standard input")?;
+    std::io::stdin()
+        .take(MAX_TOKEN)
+        .read_to_string(&mut text)
+        .context("reading the token from standard input")?;
     if text.trim().is_empty() {
         bail!("there is no token on standard input; make one with `meshctl token create --group NAMESPACE/NAME`");
     }
@@ -70,7 +83,9 @@ fn read_token(arguments: JoinArguments) -> anyhow::Result<String> {
 
 /// As root: what is written must be the daemon's own, so the user is changed before the first byte.
 fn become_service_user(state: &Path) -> anyhow::Result<()> {
-    let Some(user) = User::from_name(SERVICE_USER)?.filter(|_| Uid::effective().is_root()) else { return Ok(()) };
+    let Some(user) = User::from_name(SERVICE_USER)?.filter(|_| Uid::effective().is_root()) else {
+        return Ok(());
+    };
     std::fs::create_dir_all(state).with_context(|| format!("making {}", state.display()))?;
     nix::unistd::chown(state, Some(user.uid), Some(user.gid))?;
     setgroups(&[])?;

@@ -31,25 +31,50 @@ pub(super) fn run(config: &Config, output: Output) -> anyhow::Result<u8> {
 }
 
 fn screen(status: &Value, colours: bool) -> String {
-    let paint = |text: &str, code: &str| if colours { format!("\x1b[{code}m{text}\x1b[0m") } else { text.to_owned() };
+    let paint = |text: &str, code: &str| {
+        if colours {
+            format!("\x1b[{code}m{text}\x1b[0m")
+        } else {
+            text.to_owned()
+        }
+    };
     let mut out = String::new();
     if status["state"] == "waiting" {
-        let _ = writeln!(out, "{}: run `sudo mesh-agent join` with a token", paint("waiting to be joined", "33"));
+        let _ = writeln!(
+            out,
+            "{}: run `sudo mesh-agent join` with a token",
+            paint("waiting to be joined", "33")
+        );
         return out;
     }
     let healthy = status["healthy"] == true;
-    let word = if healthy { paint("healthy", "32") } else { paint("degraded", "31") };
+    let word = if healthy {
+        paint("healthy", "32")
+    } else {
+        paint("degraded", "31")
+    };
     let text = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
     let mut line = |name: &str, value: String| {
         let _ = writeln!(out, "{name:<14} {value}");
     };
     line("state", word);
     line("identity", text(&status["identity"]));
-    line("workload", format!("{} at {}", text(&status["workload"]), text(&status["address"])));
-    let control = if status["control"]["connected"] == true { "connected" } else { "not connected" };
+    line(
+        "workload",
+        format!("{} at {}", text(&status["workload"]), text(&status["address"])),
+    );
+    let control = if status["control"]["connected"] == true {
+        "connected"
+    } else {
+        "not connected"
+    };
     line("control plane", control.into());
     let world = &status["world"];
-    let saved = if world["from_snapshot"] == true { ", from the last saved copy" } else { "" };
+    let saved = if world["from_snapshot"] == true {
+        ", from the last saved copy"
+    } else {
+        ""
+    };
     line(
         "world",
         format!(
@@ -57,15 +82,28 @@ fn screen(status: &Value, colours: bool) -> String {
             world["services"], world["workloads"], world["policies"], world["age_seconds"]
         ),
     );
-    line("certificate", format!("{} s left", status["certificate"]["seconds_left"]));
+    line(
+        "certificate",
+        format!("{} s left", status["certificate"]["seconds_left"]),
+    );
     line("capture", format!("{} prefixes", status["capture"]["prefixes"]));
-    line("dns", format!("{} for {}", text(&status["dns"]["resolver"][0]), text(&status["dns"]["domain"])));
+    line(
+        "dns",
+        format!(
+            "{} for {}",
+            text(&status["dns"]["resolver"][0]),
+            text(&status["dns"]["domain"])
+        ),
+    );
     line("flows", format!("{} live", status["flows"]["live"]));
     for problem in status["problems"].as_array().into_iter().flatten() {
         line("problem", text(problem));
     }
     for rejected in status["policies"]["rejected"].as_array().into_iter().flatten() {
-        line("rejected", format!("{}: {}", text(&rejected["name"]), text(&rejected["reason"])));
+        line(
+            "rejected",
+            format!("{}: {}", text(&rejected["name"]), text(&rejected["reason"])),
+        );
     }
     out
 }

@@ -21,9 +21,12 @@ pub struct Loaded {
 
 /// Reads all layers. `file` stands for `/etc/mesh-agent/agent.toml`; `conf.d` is looked for beside it.
 pub fn load(file: Option<&Path>) -> anyhow::Result<Loaded> {
-    let main = file.unwrap_or(Path::new(DEFAULT_FILE)).to_owned();
+    let main = file.map_or_else(|| PathBuf::from(DEFAULT_FILE), Path::to_owned);
     if file.is_some() && !main.exists() {
-        bail!("there is no file {}; check the path given with --config", main.display());
+        bail!(
+            "there is no file {}; check the path given with --config",
+            main.display()
+        );
     }
     let mut builder = config::Config::builder();
     let mut origins = BTreeMap::new();
@@ -44,12 +47,22 @@ pub fn load(file: Option<&Path>) -> anyhow::Result<Loaded> {
         .with_list_parse_key("capture.forward_interfaces")
         .with_list_parse_key("tunnel.trust_domain_aliases")
         .with_list_parse_key("inbound.loopback_ports");
-    let layer = config::Config::builder().add_source(environment.clone()).build().context("reading the environment")?;
+    let layer = config::Config::builder()
+        .add_source(environment.clone())
+        .build()
+        .context("reading the environment")?;
     note(&layer, "environment MESH_AGENT__...", &mut origins)?;
-    let merged = builder.add_source(environment).build().context("reading the configuration")?;
+    let merged = builder
+        .add_source(environment)
+        .build()
+        .context("reading the configuration")?;
     let config: Config = merged.try_deserialize().context("the configuration is not valid")?;
     check(&config)?;
-    Ok(Loaded { config, file: main, origins })
+    Ok(Loaded {
+        config,
+        file: main,
+        origins,
+    })
 }
 
 fn files(main: &Path) -> anyhow::Result<Vec<PathBuf>> {
@@ -77,7 +90,11 @@ fn flatten(prefix: &str, value: &Value, out: &mut Vec<(String, Value)>) {
     match value {
         Value::Object(fields) => {
             for (name, value) in fields {
-                let key = if prefix.is_empty() { name.clone() } else { format!("{prefix}.{name}") };
+                let key = if prefix.is_empty() {
+                    name.clone()
+                } else {
+                    format!("{prefix}.{name}")
+                };
                 flatten(&key, value, out);
             }
         }
@@ -89,13 +106,19 @@ fn flatten(prefix: &str, value: &Value, out: &mut Vec<(String, Value)>) {
 fn check(config: &Config) -> anyhow::Result<()> {
     let capture = &config.capture;
     if capture.tun.is_empty() || capture.tun.len() > 15 || capture.tun.contains('/') {
-        bail!("capture.tun: {:?} is not a device name (1 to 15 characters)", capture.tun);
+        bail!(
+            "capture.tun: {:?} is not a device name (1 to 15 characters)",
+            capture.tun
+        );
     }
     if capture.mtu < 1280 {
         bail!("capture.mtu: {} is below 1280, the least that IPv6 allows", capture.mtu);
     }
     if !capture.ring_bytes.is_power_of_two() || !(65_536..=1 << 24).contains(&capture.ring_bytes) {
-        bail!("capture.ring_bytes: {} is not a power of two between 65536 and 16777216", capture.ring_bytes);
+        bail!(
+            "capture.ring_bytes: {} is not a power of two between 65536 and 16777216",
+            capture.ring_bytes
+        );
     }
     if capture.mark == 0 {
         bail!("capture.mark: 0 would not tell the agent's own sockets from others");
@@ -110,7 +133,10 @@ fn check(config: &Config) -> anyhow::Result<()> {
         bail!("dns.resolver4 and dns.resolver6 must differ from capture.address4 and capture.address6");
     }
     if config.admin.metrics == config.admin.ready {
-        bail!("admin.metrics and admin.ready are the same address: {}", config.admin.ready);
+        bail!(
+            "admin.metrics and admin.ready are the same address: {}",
+            config.admin.ready
+        );
     }
     Ok(())
 }
@@ -120,7 +146,10 @@ pub fn explain(loaded: &Loaded) -> anyhow::Result<Vec<(String, Value, String)>> 
     let mut keys = Vec::new();
     flatten("", &serde_json::to_value(&loaded.config)?, &mut keys);
     let origin = |key: &String| loaded.origins.get(key).cloned().unwrap_or_else(|| "default".into());
-    Ok(keys.into_iter().map(|(key, value)| (key.clone(), value, origin(&key))).collect())
+    Ok(keys
+        .into_iter()
+        .map(|(key, value)| (key.clone(), value, origin(&key)))
+        .collect())
 }
 
 /// The main file, when none is named.

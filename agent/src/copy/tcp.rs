@@ -14,7 +14,16 @@ use crate::failure::Failure;
 /// Both directions of a connection. (tokio's own halves finish what is dropped; ours must reset it.)
 pub fn split(stream: TcpStream) -> End<TcpSource, TcpSink> {
     let stream = Rc::new(stream);
-    End { source: TcpSource { stream: stream.clone(), buffer: BytesMut::new() }, sink: TcpSink { stream, finished: false } }
+    End {
+        source: TcpSource {
+            stream: stream.clone(),
+            buffer: BytesMut::new(),
+        },
+        sink: TcpSink {
+            stream,
+            finished: false,
+        },
+    }
 }
 
 /// What the other end sends.

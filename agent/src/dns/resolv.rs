@@ -62,11 +62,12 @@ impl ResolvFile {
     /// What the file says now. A file that cannot be read leaves what was known.
     pub fn current(&mut self) -> Arc<ResolvConf> {
         let changed = std::fs::metadata(&self.path).and_then(|meta| meta.modified()).ok();
-        if changed.is_some() && changed != self.seen {
-            if let Ok(text) = std::fs::read_to_string(&self.path) {
-                self.conf = Arc::new(ResolvConf::parse(&text));
-                self.seen = changed;
-            }
+        if changed.is_some()
+            && changed != self.seen
+            && let Ok(text) = std::fs::read_to_string(&self.path)
+        {
+            self.conf = Arc::new(ResolvConf::parse(&text));
+            self.seen = changed;
         }
         self.conf.clone()
     }

@@ -23,10 +23,13 @@ impl PeerCertificate {
     /// Reads a DER certificate; `None` when it is none, or names nobody.
     pub fn parse(der: &[u8]) -> Option<Self> {
         let (_, certificate) = X509Certificate::from_der(der).ok()?;
-        let names = certificate.extensions().iter().filter_map(|extension| match extension.parsed_extension() {
-            ParsedExtension::SubjectAlternativeName(san) => Some(san.general_names.iter()),
-            _ => None,
-        });
+        let names = certificate
+            .extensions()
+            .iter()
+            .filter_map(|extension| match extension.parsed_extension() {
+                ParsedExtension::SubjectAlternativeName(san) => Some(san.general_names.iter()),
+                _ => None,
+            });
         let identities = names.flatten().filter_map(|name| match name {
             GeneralName::URI(uri) => uri.parse().ok(),
             _ => None,

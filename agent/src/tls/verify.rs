@@ -29,7 +29,12 @@ impl ServerVerifier {
         identities: Vec<Identity>,
         world: WorldWatch,
     ) -> Self {
-        Self { roots, provider, identities, world }
+        Self {
+            roots,
+            provider,
+            identities,
+            world,
+        }
     }
 }
 
@@ -46,7 +51,11 @@ impl ServerCertVerifier for ServerVerifier {
         let algorithms = self.provider.signature_verification_algorithms.all;
         verify_server_cert_signed_by_trust_anchor(&certificate, &self.roots, intermediates, now, algorithms)?;
         let peer = peer(end_entity, &self.world)?;
-        if peer.identities.iter().any(|identity| self.identities.contains(identity)) {
+        if peer
+            .identities
+            .iter()
+            .any(|identity| self.identities.contains(identity))
+        {
             return Ok(ServerCertVerified::assertion());
         }
         Err(identity_error(&peer, &format!("one of {:?}", names(&self.identities))))
@@ -67,7 +76,12 @@ impl ServerCertVerifier for ServerVerifier {
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls13_signature(message, certificate, signature, &self.provider.signature_verification_algorithms)
+        verify_tls13_signature(
+            message,
+            certificate,
+            signature,
+            &self.provider.signature_verification_algorithms,
+        )
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
@@ -92,7 +106,11 @@ impl ClientVerifier {
     ) -> Result<Self, Error> {
         let chain = WebPkiClientVerifier::builder_with_provider(roots, provider).build();
         let chain = chain.map_err(|error| Error::General(error.to_string()))?;
-        Ok(Self { chain, trust_domains, world })
+        Ok(Self {
+            chain,
+            trust_domains,
+            world,
+        })
     }
 }
 
@@ -109,7 +127,11 @@ impl ClientCertVerifier for ClientVerifier {
     ) -> Result<ClientCertVerified, Error> {
         let verified = self.chain.verify_client_cert(end_entity, intermediates, now)?;
         let peer = peer(end_entity, &self.world)?;
-        let ours = |identity: &Identity| self.trust_domains.iter().any(|domain| domain == identity.trust_domain());
+        let ours = |identity: &Identity| {
+            self.trust_domains
+                .iter()
+                .any(|domain| domain == identity.trust_domain())
+        };
         if peer.identity().is_some_and(ours) {
             return Ok(verified);
         }

@@ -35,7 +35,9 @@ impl Tunnel {
     /// Reads who the peer is; rustls has verified the chain.
     pub(super) fn new(quic: quinn::Connection, own_expiry: SystemTime) -> Result<Rc<Self>, Failure> {
         let unnamed = || Failure::Tls("the peer showed no certificate with an identity".into());
-        let chain = quic.peer_identity().and_then(|any| any.downcast::<Vec<CertificateDer<'static>>>().ok());
+        let chain = quic
+            .peer_identity()
+            .and_then(|any| any.downcast::<Vec<CertificateDer<'static>>>().ok());
         let leaf = chain.as_ref().and_then(|chain| chain.first()).ok_or_else(unnamed)?;
         let certificate = PeerCertificate::parse(leaf).ok_or_else(unnamed)?;
         let identity = certificate.identity().cloned().ok_or_else(unnamed)?;
@@ -99,7 +101,10 @@ impl Tunnel {
 
     async fn open_control(&self) -> Result<quinn::SendStream, Failure> {
         let mut stream = self.quic.open_uni().await.map_err(|error| lost(&error))?;
-        stream.write_all(&control_preface()).await.map_err(super::stream::write_failure)?;
+        stream
+            .write_all(&control_preface())
+            .await
+            .map_err(super::stream::write_failure)?;
         Ok(stream)
     }
 

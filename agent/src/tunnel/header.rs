@@ -23,7 +23,10 @@ pub fn baggage(workload: &Workload) -> String {
         ("cloud.availability_zone", &workload.locality.zone),
     ];
     let present = fields.iter().filter(|(_, value)| !value.is_empty());
-    present.map(|(name, value)| format!("{name}={value}")).collect::<Vec<_>>().join(",")
+    present
+        .map(|(name, value)| format!("{name}={value}"))
+        .collect::<Vec<_>>()
+        .join(",")
 }
 
 /// RFC 7239: for whom we connect, and to which service.

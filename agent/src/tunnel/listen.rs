@@ -36,7 +36,10 @@ impl Request {
     /// Answers 200 and gives the two directions.
     pub async fn accept(mut self, head: ResponseHead) -> Result<End<StreamSource, StreamSink>, Failure> {
         self.sink.headers(&encode_response(&head)).await?;
-        Ok(End { source: self.source, sink: self.sink })
+        Ok(End {
+            source: self.source,
+            sink: self.sink,
+        })
     }
 
     /// Answers anything else, and ends the stream.
@@ -71,7 +74,11 @@ pub async fn run<F: Future<Output = ()> + 'static>(quic: Quic, serve: impl Fn(Re
 
 /// New handshakes are made with the current certificate; connections that are open are not touched.
 fn configure(quic: &Quic) {
-    let config = quic.shared.credentials().map(|credentials| quic.server_config(&credentials)).transpose();
+    let config = quic
+        .shared
+        .credentials()
+        .map(|credentials| quic.server_config(&credentials))
+        .transpose();
     match config {
         Ok(config) => quic.endpoint.set_server_config(config),
         Err(error) => tracing::error!(target: "mesh_agent::tunnel", %error, "the certificate cannot be served with"),
@@ -164,8 +171,12 @@ async fn one_request<F: Future<Output = ()>>(
 ) {
     match tokio::time::timeout(HEAD, read_head(&tunnel, source, sink)).await {
         Ok(Ok(request)) => serve(request).await,
-        Ok(Err(failure)) => tracing::debug!(target: "mesh_agent::tunnel", peer = %tunnel.peer.identity, %failure, "bad request"),
-        Err(_) => tracing::debug!(target: "mesh_agent::tunnel", peer = %tunnel.peer.identity, "a request without a head"),
+        Ok(Err(failure)) => {
+            tracing::debug!(target: "mesh_agent::tunnel", peer = %tunnel.peer.identity, %failure, "bad request")
+        }
+        Err(_) => {
+            tracing::debug!(target: "mesh_agent::tunnel", peer = %tunnel.peer.identity, "a request without a head")
+        }
     }
 }
 
@@ -187,7 +198,12 @@ async fn read_head(tunnel: &Tunnel, mut source: StreamSource, sink: StreamSink) 
         Head::Connect(head) => Some(head),
         Head::Other => None,
     };
-    Ok(Request { head, peer: tunnel.peer.clone(), source, sink })
+    Ok(Request {
+        head,
+        peer: tunnel.peer.clone(),
+        source,
+        sink,
+    })
 }
 
 /// Requests a second, with bursts of twice as many.
@@ -200,7 +216,11 @@ struct Rate {
 impl Rate {
     fn new(per_second: u32) -> Self {
         let per_second = f64::from(per_second);
-        Self { per_second, left: per_second * 2.0, at: Instant::now() }
+        Self {
+            per_second,
+            left: per_second * 2.0,
+            at: Instant::now(),
+        }
     }
 
     fn allows(&mut self, now: Instant) -> bool {

@@ -39,7 +39,10 @@ impl Pool {
 
     /// Live connections: (peer, whether it takes streams).
     pub(super) fn len(&self) -> usize {
-        let live = |slot: &Slot| slot.try_lock().is_ok_and(|held| held.as_ref().is_some_and(|one| one.takes_streams()));
+        let live = |slot: &Slot| {
+            slot.try_lock()
+                .is_ok_and(|held| held.as_ref().is_some_and(|one| one.takes_streams()))
+        };
         self.0.borrow().iter().filter(|(_, slot)| live(slot)).count()
     }
 
@@ -48,7 +51,9 @@ impl Pool {
         if slots.len() >= MAX_SLOTS {
             slots.retain(|_, slot| {
                 Rc::strong_count(slot) > 1
-                    || slot.try_lock().is_ok_and(|held| held.as_ref().is_some_and(|one| one.takes_streams()))
+                    || slot
+                        .try_lock()
+                        .is_ok_and(|held| held.as_ref().is_some_and(|one| one.takes_streams()))
             });
         }
         slots.entry((own.clone(), target.clone())).or_default().clone()

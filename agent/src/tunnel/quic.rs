@@ -39,7 +39,12 @@ impl Quic {
         let runtime = Arc::new(quinn::TokioRuntime);
         let endpoint = quinn::Endpoint::new(EndpointConfig::default(), None, socket, runtime)?;
         let transport = Arc::new(transport(config));
-        Ok(Self { shared, endpoint, transport, pool: Pool::default() })
+        Ok(Self {
+            shared,
+            endpoint,
+            transport,
+            pool: Pool::default(),
+        })
     }
 
     /// What peers that dial us are served with, for these credentials.
@@ -91,7 +96,11 @@ impl Quic {
 
     async fn tunnel(&self, target: &Target) -> Result<Rc<Tunnel>, Failure> {
         let credentials = self.shared.credentials().ok_or(Failure::NoCertificate)?;
-        self.pool.get(&credentials.identity, target, async || self.connect(&credentials, target).await).await
+        self.pool
+            .get(&credentials.identity, target, async || {
+                self.connect(&credentials, target).await
+            })
+            .await
     }
 }
 
@@ -106,7 +115,11 @@ impl Dial for Quic {
     type Source = StreamSource;
     type Sink = StreamSink;
 
-    async fn dial(&self, target: &Target, head: &ConnectHead) -> Result<(End<StreamSource, StreamSink>, Peer), Failure> {
+    async fn dial(
+        &self,
+        target: &Target,
+        head: &ConnectHead,
+    ) -> Result<(End<StreamSource, StreamSink>, Peer), Failure> {
         let mut tunnel = self.tunnel(target).await?;
         // A pooled connection may turn out dead; nothing was sent on it for this flow, so one more is tried.
         let opened = match tunnel.quic.open_bi().await {
@@ -130,12 +143,19 @@ impl Dial for Quic {
 async fn response(source: &mut StreamSource) -> Result<(), Failure> {
     let broken = |what: &str| Failure::TunnelLost(format!("the peer broke the protocol: {what}"));
     for _ in 0..MAX_INTERIM {
-        let Some(Frame::Headers(section)) = source.frame().await? else { return Err(broken("no response")) };
+        let Some(Frame::Headers(section)) = source.frame().await? else {
+            return Err(broken("no response"));
+        };
         let head = decode_response(&section).map_err(|error| broken(&error.to_string()))?;
         match head.status {
             100..200 => {}
             200..300 => return Ok(()),
-            status => return Err(Failure::Status { status, reason: head.policy.or(head.reason) }),
+            status => {
+                return Err(Failure::Status {
+                    status,
+                    reason: head.policy.or(head.reason),
+                });
+            }
         }
     }
     Err(broken("too many interim responses"))

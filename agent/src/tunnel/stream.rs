@@ -44,7 +44,14 @@ pub struct StreamSource {
 
 impl StreamSource {
     pub(super) fn new(recv: RecvStream, code: AbortCode, used: Rc<Use>) -> Self {
-        Self { recv, decoder: Decoder::new(Stream::Request), chunk: Bytes::new(), ended: false, code, _use: used }
+        Self {
+            recv,
+            decoder: Decoder::new(Stream::Request),
+            chunk: Bytes::new(),
+            ended: false,
+            code,
+            _use: used,
+        }
     }
 
     /// The next frame, or `None` at the end of the stream. Cancel-safe.
@@ -117,12 +124,20 @@ pub struct StreamSink {
 
 impl StreamSink {
     pub(super) fn new(send: SendStream, code: AbortCode, used: Rc<Use>) -> Self {
-        Self { send, finished: false, code, _use: used }
+        Self {
+            send,
+            finished: false,
+            code,
+            _use: used,
+        }
     }
 
     /// Writes a HEADERS frame around an encoded section.
     pub(super) async fn headers(&mut self, section: &[u8]) -> Result<(), Failure> {
-        self.send.write_all(&frame::headers(section)).await.map_err(write_failure)
+        self.send
+            .write_all(&frame::headers(section))
+            .await
+            .map_err(write_failure)
     }
 
     /// With which code this stream is torn down.
@@ -139,7 +154,9 @@ impl Sink for StreamSink {
 
     async fn finish(&mut self) -> Result<(), Failure> {
         self.finished = true;
-        self.send.finish().map_err(|_| Failure::TunnelLost("the stream is closed".into()))
+        self.send
+            .finish()
+            .map_err(|_| Failure::TunnelLost("the stream is closed".into()))
     }
 
     fn reset(&mut self) {

@@ -55,8 +55,10 @@ impl Control {
             vips: &held,
         });
         // The one that signs first: so agents see when the signer of their certificates is on its way out.
-        let (first, rest): (Vec<_>, Vec<_>) =
-            authority.anchors.iter().partition(|anchor| anchor.row.fingerprint == authority.signing());
+        let (first, rest): (Vec<_>, Vec<_>) = authority
+            .anchors
+            .iter()
+            .partition(|anchor| anchor.row.fingerprint == authority.signing());
         let anchors = first.into_iter().chain(rest);
         let anchors: Vec<_> = anchors
             .map(|a| (a.row.fingerprint.clone(), a.row.certificate.clone()))

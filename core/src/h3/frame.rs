@@ -110,12 +110,12 @@ impl Decoder {
     /// Gathers type and length, byte by byte: at most 16. True when the state moved on.
     fn header(&mut self, chunk: &mut Bytes) -> Result<bool, H3Error> {
         loop {
-            if let Some((kind, used)) = read_varint(&self.gathered) {
-                if let Some((length, _)) = read_varint(&self.gathered[used..]) {
-                    self.gathered.clear();
-                    self.state = self.begin(kind, length)?;
-                    return Ok(true);
-                }
+            if let Some((kind, used)) = read_varint(&self.gathered)
+                && let Some((length, _)) = read_varint(&self.gathered[used..])
+            {
+                self.gathered.clear();
+                self.state = self.begin(kind, length)?;
+                return Ok(true);
             }
             if !chunk.has_remaining() {
                 return Ok(false);
