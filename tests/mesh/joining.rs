@@ -30,11 +30,14 @@ fn each_bad_token_has_its_own_error_and_leaves_nothing() {
     refuse("eyJhbGciOiJFUzI1NiJ9.e30.c2ln", "not a mesh-agent token");
     refuse("", "token");
 
+    let ids = || {
+        let tokens = mesh.ctl_json(&["token", "list"]);
+        let id = |token: &serde_json::Value| token["id"].as_str().unwrap().to_owned();
+        tokens.as_array().unwrap().iter().map(id).collect::<Vec<_>>()
+    };
+    let before = ids();
     let revoked = mesh.token("shop/orders");
-    let id = mesh.ctl_json(&["token", "list"]).as_array().unwrap().last().unwrap()["id"]
-        .as_str()
-        .unwrap()
-        .to_owned();
+    let id = ids().into_iter().find(|id| !before.contains(id)).unwrap();
     mesh.ctl(&["token", "revoke", &id]);
     refuse(&revoked, "revoked");
 
