@@ -16,3 +16,9 @@ pub fn closed(id: u64, facts: &Facts, forth: u64, back: u64, duration: Duration,
 pub fn opened(id: u64, facts: &Facts) {
     todo!()
 }
+
+/// Says what a dry-run policy would have done.
+#[allow(unused_variables)]
+pub fn dry_run(policy: &str, action: mesh_core::policy::Action, facts: &Facts) {
+    todo!()
+}

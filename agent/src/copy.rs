@@ -1,6 +1,8 @@
 //! Carries bytes both ways between two ends, with half-close, reset and counts. No buffer of its own: the next chunk is
 //! read only after the last one was taken, so that back-pressure goes from end to end.
 
+pub mod tcp;
+
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;

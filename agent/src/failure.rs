@@ -29,10 +29,10 @@ pub enum Failure {
     #[error("http status: {status}{}", .reason.as_ref().map(|r| format!(" ({r})")).unwrap_or_default())]
     Status { status: u16, reason: Option<String> },
     /// Our own policies deny it.
-    #[error("connection closed due to policy rejection: {0:?}")]
+    #[error("connection closed due to policy rejection: {}", denial_text(.0))]
     Denied(Denial),
     /// Our policies changed under a live flow.
-    #[error("connection closed due to policy change: {0:?}")]
+    #[error("connection closed due to policy change: {}", denial_text(.0))]
     PolicyChange(Denial),
     /// The peer's certificate was revoked.
     #[error("the peer's certificate was revoked")]
@@ -64,6 +64,24 @@ pub enum Failure {
     /// An IO error of this machine.
     #[error("{0}")]
     Io(Arc<std::io::Error>),
+}
+
+/// The policies that a denial names, comma separated, as `namespace/name`; what is missing is said in words.
+pub fn denial_policies(denial: &Denial) -> String {
+    match denial {
+        Denial::Explicit(key) => key.to_string(),
+        Denial::NotAllowed(keys) => keys.join(","),
+        Denial::MissingPolicy(key) => format!("{key} (not received)"),
+        Denial::NotSynced => "policies not received yet".into(),
+    }
+}
+
+fn denial_text(denial: &Denial) -> String {
+    match denial {
+        Denial::Explicit(key) => format!("explicitly denied by {key}"),
+        Denial::NotAllowed(_) => format!("allow policies exist, but none matched: {}", denial_policies(denial)),
+        Denial::MissingPolicy(_) | Denial::NotSynced => denial_policies(denial),
+    }
 }
 
 impl From<std::io::Error> for Failure {
@@ -106,6 +124,16 @@ impl Failure {
             } if reason == "refused" => Refusal::Refused,
             Self::Route(RouteFailure::NoSuchPort(..)) => Refusal::Refused,
             _ => Refusal::Unreachable,
+        }
+    }
+
+    /// The policy that caused it, where it is known.
+    pub fn policy(&self) -> Option<String> {
+        match self {
+            Self::Denied(denial) | Self::PolicyChange(denial) => Some(denial_policies(denial)),
+            Self::PolicyChangeRemote(policy) => policy.clone(),
+            Self::Status { status: 401, reason } => reason.clone(),
+            _ => None,
         }
     }
 

@@ -51,8 +51,10 @@ pub struct Facts {
     pub transport: Transport,
     /// The client.
     pub source: SocketAddr,
-    /// Outbound: where the application connected to. Inbound: where it is delivered.
+    /// Where the serving application listens.
     pub destination: SocketAddr,
+    /// Outbound: where the application connected to, when that is a service's address.
+    pub original: Option<SocketAddr>,
     /// The tunnel peer's address.
     pub hbone: Option<SocketAddr>,
     pub service: Option<ServiceKey>,

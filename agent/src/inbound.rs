@@ -1,1 +1,188 @@
-//! (to come)
+//! One CONNECT of a peer: who is it, is the target ours, may it, deliver to the application; and the re-check of what lives
+//! when policies change.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use mesh_core::h3::code;
+use mesh_core::h3::head::ResponseHead;
+use mesh_core::inbound::target;
+use mesh_core::policy::{Connection, Decision, Denial, Verdict, authorize};
+use mesh_core::world::{Workload, World};
+
+use crate::access;
+use crate::copy::{both_ways, tcp};
+use crate::failure::{Failure, denial_policies};
+use crate::flows::{Direction, Facts, Registered, Transport};
+use crate::shared::Shared;
+use crate::socket;
+use crate::tunnel::header::baggage;
+use crate::tunnel::listen::Request;
+
+/// Serves one request to its end.
+pub async fn serve(shared: Arc<Shared>, request: Request) {
+    let started = Instant::now();
+    let world = shared.world();
+    let own = shared.own_workload(&world);
+    let mut facts = facts(&shared, &world, &request, own.clone());
+    let target = match find_target(&shared, own.as_deref(), &request) {
+        Ok(target) => target,
+        Err(failure) => return refuse(&shared, request, facts, failure).await,
+    };
+    facts.destination = target;
+    // Registered first and judged after, so that no change of policy falls between.
+    let mut registered = shared.flows.register(facts.clone());
+    if let Err(failure) = judge(&shared, &facts) {
+        drop(registered);
+        return refuse(&shared, request, facts, failure).await;
+    }
+    let limit = Duration::from_millis(shared.config.outbound.connect_timeout_ms);
+    let application = match socket::connect(delivery(&shared, target), shared.config.capture.mark, limit).await {
+        Ok(stream) => tcp::split(stream),
+        Err(error) => {
+            drop(registered);
+            return refuse(&shared, request, facts, error.into()).await;
+        }
+    };
+    access::opened(registered.id, &facts);
+    let failure = carry(own.as_deref(), request, application, &mut registered).await.err();
+    let (forth, back) = (registered.forth.get(), registered.back.get());
+    access::closed(registered.id, &facts, forth, back, started.elapsed(), failure.as_ref());
+}
+
+async fn carry(
+    own: Option<&Workload>,
+    request: Request,
+    application: crate::copy::End<tcp::TcpSource, tcp::TcpSink>,
+    registered: &mut Registered,
+) -> Result<(), Failure> {
+    let abort = request.abort_code();
+    let response = ResponseHead { status: 200, baggage: own.map(baggage), ..ResponseHead::default() };
+    let tunnel = request.accept(response).await?;
+    let (forth, back) = (registered.forth.clone(), registered.back.clone());
+    // What ends the flow on our side without a word of its own is the application.
+    abort.set(code::CONNECT_ERROR);
+    let copy = both_ways(tunnel, application, &forth, &back);
+    tokio::pin!(copy);
+    tokio::select! {
+        result = &mut copy => result,
+        Ok(reason) = &mut registered.cut => {
+            if let Failure::PolicyChange(_) = reason {
+                abort.set(code::MESH_POLICY);
+            }
+            Err(reason)
+        }
+    }
+}
+
+fn find_target(shared: &Shared, own: Option<&Workload>, request: &Request) -> Result<SocketAddr, Failure> {
+    let status = |status, reason: &str| Failure::Status { status, reason: Some(reason.into()) };
+    let own = own.ok_or_else(|| status(503, "unknown-workload"))?;
+    let head = request.head.as_ref().ok_or_else(|| status(400, "not a CONNECT"))?;
+    Ok(target(&head.authority, own, &own_ports(shared))?)
+}
+
+/// Ports that no peer may name: the agent's own, and DNS.
+fn own_ports(shared: &Shared) -> Vec<u16> {
+    let config = &shared.config;
+    vec![config.tunnel.listen.port(), 15008, config.admin.metrics.port(), config.admin.ready.port(), 53]
+}
+
+fn delivery(shared: &Shared, target: SocketAddr) -> SocketAddr {
+    if !shared.config.inbound.loopback_ports.contains(&target.port()) {
+        return target;
+    }
+    let loopback: IpAddr = if target.is_ipv4() { Ipv4Addr::LOCALHOST.into() } else { Ipv6Addr::LOCALHOST.into() };
+    SocketAddr::new(loopback, target.port())
+}
+
+fn judge(shared: &Shared, facts: &Facts) -> Result<(), Failure> {
+    let world = shared.world();
+    let Some(own) = shared.own_workload(&world) else {
+        return Err(Failure::Status { status: 503, reason: Some("unknown-workload".into()) });
+    };
+    let Verdict { decision, dry_run } = authorize(&world, &own, &connection(facts));
+    for (policy, action) in dry_run {
+        access::dry_run(&policy, action, facts);
+    }
+    match decision {
+        Decision::Allowed { .. } => Ok(()),
+        Decision::Denied(denial) => Err(Failure::Denied(denial)),
+    }
+}
+
+fn connection(facts: &Facts) -> Connection {
+    Connection { identity: facts.source_identity.clone(), source: facts.source, destination: facts.destination }
+}
+
+fn facts(shared: &Shared, world: &World, request: &Request, own: Option<Arc<Workload>>) -> Facts {
+    let peer = &request.peer;
+    let local = shared.own_addresses(world).first().copied().unwrap_or(shared.membership.address);
+    Facts {
+        direction: Direction::Inbound,
+        transport: Transport::Hbone3,
+        source: peer.address,
+        destination: SocketAddr::new(local, 0),
+        original: None,
+        hbone: Some(SocketAddr::new(local, shared.config.tunnel.listen.port())),
+        service: own.as_ref().and_then(|own| own.services.first()).map(|(key, _)| key.clone()),
+        source_workload: world.workload_at(&shared.membership.network, peer.address.ip()).cloned(),
+        destination_workload: own,
+        source_identity: Some(peer.identity.clone()),
+        destination_identity: shared.credentials().map(|credentials| credentials.identity.clone()),
+        peer_certificate: Some((peer.serial.clone(), peer.spki_sha256)),
+    }
+}
+
+/// Tells the peer, the log and the metrics.
+async fn refuse(shared: &Arc<Shared>, request: Request, facts: Facts, failure: Failure) {
+    let id = shared.flows.register(facts.clone()).id;
+    access::closed(id, &facts, 0, 0, Duration::ZERO, Some(&failure));
+    let _ = tokio::time::timeout(ANSWER, request.reject(answer(&failure))).await;
+}
+
+fn answer(failure: &Failure) -> ResponseHead {
+    let unreachable = |reason: &str| ResponseHead { status: 503, reason: Some(reason.into()), ..ResponseHead::default() };
+    match failure {
+        Failure::Denied(Denial::NotSynced) => unreachable("not-synced"),
+        Failure::Denied(denial) => {
+            ResponseHead { status: 401, policy: Some(denial_policies(denial)), ..ResponseHead::default() }
+        }
+        Failure::Target(_) => ResponseHead { status: 400, ..ResponseHead::default() },
+        Failure::Status { status, reason } => {
+            ResponseHead { status: *status, reason: reason.clone(), ..ResponseHead::default() }
+        }
+        Failure::Refused(_) | Failure::ApplicationReset => unreachable("refused"),
+        Failure::Timeout(_) => unreachable("timeout"),
+        _ => unreachable("unreachable"),
+    }
+}
+
+/// Judges live flows again whenever the world changes, and cuts what may not be any more.
+pub async fn recheck(shared: Arc<Shared>) {
+    let mut world = shared.world.clone();
+    while world.changed().await.is_ok() {
+        let now = world.borrow_and_update().clone();
+        let own = shared.own_workload(&now);
+        let cut = shared.flows.cut_where(|facts| verdict(&now, own.as_deref(), facts));
+        if cut > 0 {
+            tracing::info!(target: "mesh_agent::inbound", cut, "live flows were cut: policy, attachment or revocation changed");
+        }
+    }
+}
+
+fn verdict(world: &World, own: Option<&Workload>, facts: &Facts) -> Option<Failure> {
+    if facts.peer_certificate.as_ref().is_some_and(|(serial, spki)| world.is_revoked(serial, spki)) {
+        return Some(Failure::Revoked);
+    }
+    // Without a record of our own for a moment (the control plane restarts) what lives goes on.
+    let own = own.filter(|_| facts.direction == Direction::Inbound)?;
+    match authorize(world, own, &connection(facts)).decision {
+        Decision::Denied(denial) => Some(Failure::PolicyChange(denial)),
+        Decision::Allowed { .. } => None,
+    }
+}
+
+/// Time to answer a refused request.
+const ANSWER: Duration = Duration::from_secs(5);

@@ -1,1 +1,252 @@
-//! (to come)
+//! One captured TCP connection from its SYN to its end: find the way, dial, answer the application, carry.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use mesh_core::outbound::{Candidate, Own, Route, Way, route};
+use mesh_core::policy::{Connection, Decision, authorize};
+use mesh_core::world::{Service, World};
+
+use crate::access;
+use crate::capture::Flow;
+use crate::copy::tcp::{self, TcpSink, TcpSource};
+use crate::copy::{End, Sink, Source, both_ways};
+use crate::failure::{Failure, denial_policies};
+use crate::flows::{Direction, Facts, Registered, Transport};
+use crate::shared::Shared;
+use crate::socket;
+use crate::tunnel::header;
+use crate::tunnel::{ConnectHead, Dial, Peer, Target};
+
+/// Serves one flow to its end. Never fails: what goes wrong is told to the application, the log and the metrics.
+pub async fn serve<D: Dial>(shared: Arc<Shared>, dial: D, flow: Flow, seed: u64) {
+    let world = shared.world();
+    let client = flow.key().source;
+    let destination = flow.key().destination;
+    let decided = decide(&shared, &world, destination, seed);
+    let (service, candidates) = match decided {
+        Ok(found) => found,
+        Err(failure) => {
+            let facts = facts(&shared, &world, client, destination, None, None);
+            return refuse(&shared, flow, facts, &failure);
+        }
+    };
+
+    let mut attempts = Attempts {
+        shared: &shared,
+        dial: &dial,
+        world: &world,
+        service,
+        client,
+        destination,
+    };
+    let outcome = tokio::select! {
+        outcome = attempts.run(&candidates) => outcome,
+        () = flow.abandoned() => return,
+    };
+    match outcome {
+        Ok((opened, facts)) => carry(&shared, flow, opened, facts).await,
+        Err((failure, facts)) => refuse(&shared, flow, *facts, &failure),
+    }
+}
+
+type Found = (Option<Arc<Service>>, Vec<Candidate>);
+
+fn decide(shared: &Shared, world: &World, destination: SocketAddr, seed: u64) -> Result<Found, Failure> {
+    let workload = shared.own_workload(world);
+    let own = Own {
+        network: &shared.membership.network,
+        workload: workload.as_deref(),
+        namespace: &shared.membership.namespace,
+    };
+    match route(world, &own, destination, seed, shared.config.outbound.attempts) {
+        Route::Endpoints { service, candidates } => Ok((service, candidates)),
+        Route::Fail(failure) => Err(failure.into()),
+    }
+}
+
+/// An open way to the far side.
+enum Opened<D: Dial> {
+    Tunnel(End<D::Source, D::Sink>),
+    Plain(End<TcpSource, TcpSink>),
+}
+
+/// Tries candidates in turn; nothing was sent yet, so each may fail without harm.
+struct Attempts<'a, D> {
+    shared: &'a Shared,
+    dial: &'a D,
+    world: &'a World,
+    service: Option<Arc<Service>>,
+    client: SocketAddr,
+    destination: SocketAddr,
+}
+
+impl<D: Dial> Attempts<'_, D> {
+    async fn run(&mut self, candidates: &[Candidate]) -> Result<(Opened<D>, Facts), (Failure, Box<Facts>)> {
+        let mut last = None;
+        for candidate in candidates {
+            let mut facts = facts(
+                self.shared,
+                self.world,
+                self.client,
+                self.destination,
+                self.service.as_deref(),
+                Some(candidate),
+            );
+            match self.open(candidate, &mut facts).await {
+                Ok(opened) => return Ok((opened, facts)),
+                Err(failure) => {
+                    tracing::debug!(target: "mesh_agent::outbound", %failure, to = %candidate.target, "endpoint failed");
+                    let retry = failure.is_retryable();
+                    last = Some((failure, Box::new(facts)));
+                    if !retry {
+                        break;
+                    }
+                }
+            }
+        }
+        Err(last.unwrap_or_else(|| {
+            let facts = facts(
+                self.shared,
+                self.world,
+                self.client,
+                self.destination,
+                self.service.as_deref(),
+                None,
+            );
+            (Failure::Unreachable("no endpoint to try".into()), Box::new(facts))
+        }))
+    }
+
+    async fn open(&self, candidate: &Candidate, facts: &mut Facts) -> Result<Opened<D>, Failure> {
+        let limit = Duration::from_millis(self.shared.config.outbound.connect_timeout_ms);
+        match &candidate.way {
+            Way::Plain => {
+                let stream = socket::connect(candidate.target, self.shared.config.capture.mark, limit).await?;
+                Ok(Opened::Plain(tcp::split(stream)))
+            }
+            Way::Tunnel { peer, identities } => {
+                let target = Target {
+                    peer: *peer,
+                    identities: identities.clone(),
+                };
+                let head = self.head(candidate);
+                let dialled = tokio::time::timeout(limit, self.dial.dial(&target, &head));
+                let (end, peer) = dialled.await.map_err(|_| Failure::Timeout(timeout_hint(*peer)))??;
+                note_peer(facts, peer);
+                Ok(Opened::Tunnel(end))
+            }
+        }
+    }
+
+    fn head(&self, candidate: &Candidate) -> ConnectHead {
+        let own = self.shared.own_workload(self.world);
+        let host = self.service.as_ref().map(|service| &*service.key.hostname);
+        ConnectHead {
+            authority: candidate.target.to_string(),
+            baggage: own.as_deref().map(header::baggage),
+            forwarded: Some(header::forwarded(self.client, host)),
+            traceparent: Some(header::fresh_traceparent()),
+        }
+    }
+}
+
+fn timeout_hint(peer: SocketAddr) -> String {
+    format!(
+        "{peer} did not answer in time, maybe a firewall is blocking UDP port {}",
+        peer.port()
+    )
+}
+
+fn note_peer(facts: &mut Facts, peer: Peer) {
+    facts.hbone = Some(peer.address);
+    facts.destination_identity = Some(peer.identity);
+    facts.peer_certificate = Some((peer.serial, peer.spki_sha256));
+}
+
+/// What is known before the far side answered.
+fn facts(
+    shared: &Shared,
+    world: &World,
+    source: SocketAddr,
+    destination: SocketAddr,
+    service: Option<&Service>,
+    candidate: Option<&Candidate>,
+) -> Facts {
+    let tunnel = candidate.and_then(|candidate| match &candidate.way {
+        Way::Tunnel { peer, .. } => Some(*peer),
+        Way::Plain => None,
+    });
+    Facts {
+        direction: Direction::Outbound,
+        transport: if tunnel.is_some() {
+            Transport::Hbone3
+        } else {
+            Transport::Plain
+        },
+        source,
+        destination: candidate.map_or(destination, |candidate| candidate.target),
+        original: (service.is_some() || candidate.is_none()).then_some(destination),
+        hbone: tunnel,
+        service: service.map(|service| service.key.clone()),
+        source_workload: shared.own_workload(world),
+        destination_workload: candidate.and_then(|candidate| candidate.workload.clone()),
+        source_identity: shared.credentials().map(|credentials| credentials.identity.clone()),
+        destination_identity: None,
+        peer_certificate: None,
+    }
+}
+
+/// The application sees why, and so do the log and the metrics.
+fn refuse(shared: &Shared, flow: Flow, facts: Facts, failure: &Failure) {
+    flow.refuse(failure.refusal());
+    let registered = shared.flows.register(facts.clone());
+    access::closed(registered.id, &facts, 0, 0, Duration::ZERO, Some(failure));
+}
+
+async fn carry<D: Dial>(shared: &Arc<Shared>, flow: Flow, opened: Opened<D>, facts: Facts) {
+    let started = Instant::now();
+    let mut registered = shared.flows.register(facts.clone());
+    access::opened(registered.id, &facts);
+    let result = match (flow.accept(), opened) {
+        (Ok(application), Opened::Tunnel(far)) => copy(&mut registered, application, far).await,
+        (Ok(application), Opened::Plain(far)) => copy(&mut registered, application, far).await,
+        (Err(failure), _) => Err(failure),
+    };
+    let failure = result.err().map(|failure| name_remote_policy(shared, &facts, failure));
+    let (forth, back) = (registered.forth.get(), registered.back.get());
+    access::closed(registered.id, &facts, forth, back, started.elapsed(), failure.as_ref());
+}
+
+async fn copy<AR: Source, AW: Sink, BR: Source, BW: Sink>(
+    registered: &mut Registered,
+    application: End<AR, AW>,
+    far: End<BR, BW>,
+) -> Result<(), Failure> {
+    let (forth, back) = (registered.forth.clone(), registered.back.clone());
+    tokio::select! {
+        result = both_ways(application, far, &forth, &back) => result,
+        Ok(reason) = &mut registered.cut => Err(reason),
+    }
+}
+
+/// After its 200 the far side can only reset with a code; which policy it was, our own world tells.
+fn name_remote_policy(shared: &Shared, facts: &Facts, failure: Failure) -> Failure {
+    let Failure::PolicyChangeRemote(None) = failure else {
+        return failure;
+    };
+    let Some(workload) = &facts.destination_workload else {
+        return failure;
+    };
+    let world = shared.world();
+    let connection = Connection {
+        identity: facts.source_identity.clone(),
+        source: SocketAddr::new(shared.membership.address, 0),
+        destination: facts.destination,
+    };
+    match authorize(&world, workload, &connection).decision {
+        Decision::Denied(denial) => Failure::PolicyChangeRemote(Some(denial_policies(&denial))),
+        Decision::Allowed { .. } => failure,
+    }
+}

@@ -1,0 +1,157 @@
+//! Who may be at the other end of a tunnel. The chain is webpki's business; what is added here is whose certificate it is.
+
+use std::sync::Arc;
+
+use mesh_core::identity::Identity;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::client::verify_server_cert_signed_by_trust_anchor;
+use rustls::crypto::{CryptoProvider, verify_tls13_signature};
+use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
+use rustls::server::{ParsedCertificate, WebPkiClientVerifier};
+use rustls::{CertificateError, DigitallySignedStruct, DistinguishedName, Error, RootCertStore, SignatureScheme};
+use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
+
+use super::{PeerCertificate, WorldWatch};
+
+/// On the dialling side: one of the identities that the world gives for that endpoint, exactly.
+#[derive(Debug)]
+pub(super) struct ServerVerifier {
+    roots: Arc<RootCertStore>,
+    provider: Arc<CryptoProvider>,
+    identities: Vec<Identity>,
+    world: WorldWatch,
+}
+
+impl ServerVerifier {
+    pub(super) fn new(
+        roots: Arc<RootCertStore>,
+        provider: Arc<CryptoProvider>,
+        identities: Vec<Identity>,
+        world: WorldWatch,
+    ) -> Self {
+        Self { roots, provider, identities, world }
+    }
+}
+
+impl ServerCertVerifier for ServerVerifier {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        _server_name: &ServerName<'_>,
+        _ocsp_response: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        let certificate = ParsedCertificate::try_from(end_entity)?;
+        let algorithms = self.provider.signature_verification_algorithms.all;
+        verify_server_cert_signed_by_trust_anchor(&certificate, &self.roots, intermediates, now, algorithms)?;
+        let peer = peer(end_entity, &self.world)?;
+        if peer.identities.iter().any(|identity| self.identities.contains(identity)) {
+            return Ok(ServerCertVerified::assertion());
+        }
+        Err(identity_error(&peer, &format!("one of {:?}", names(&self.identities))))
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _message: &[u8],
+        _certificate: &CertificateDer<'_>,
+        _signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        Err(Error::General("TLS 1.2 is not spoken".into()))
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        verify_tls13_signature(message, certificate, signature, &self.provider.signature_verification_algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.provider.signature_verification_algorithms.supported_schemes()
+    }
+}
+
+/// On the listening side: a member of one of our trust domains.
+#[derive(Debug)]
+pub(super) struct ClientVerifier {
+    chain: Arc<dyn ClientCertVerifier>,
+    trust_domains: Vec<String>,
+    world: WorldWatch,
+}
+
+impl ClientVerifier {
+    pub(super) fn new(
+        roots: Arc<RootCertStore>,
+        provider: Arc<CryptoProvider>,
+        trust_domains: Vec<String>,
+        world: WorldWatch,
+    ) -> Result<Self, Error> {
+        let chain = WebPkiClientVerifier::builder_with_provider(roots, provider).build();
+        let chain = chain.map_err(|error| Error::General(error.to_string()))?;
+        Ok(Self { chain, trust_domains, world })
+    }
+}
+
+impl ClientCertVerifier for ClientVerifier {
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        &[]
+    }
+
+    fn verify_client_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<ClientCertVerified, Error> {
+        let verified = self.chain.verify_client_cert(end_entity, intermediates, now)?;
+        let peer = peer(end_entity, &self.world)?;
+        let ours = |identity: &Identity| self.trust_domains.iter().any(|domain| domain == identity.trust_domain());
+        if peer.identity().is_some_and(ours) {
+            return Ok(verified);
+        }
+        Err(identity_error(&peer, &format!("a member of {:?}", self.trust_domains)))
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _message: &[u8],
+        _certificate: &CertificateDer<'_>,
+        _signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        Err(Error::General("TLS 1.2 is not spoken".into()))
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        self.chain.verify_tls13_signature(message, certificate, signature)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.chain.supported_verify_schemes()
+    }
+}
+
+fn peer(end_entity: &CertificateDer<'_>, world: &WorldWatch) -> Result<PeerCertificate, Error> {
+    let peer = PeerCertificate::parse(end_entity).ok_or(CertificateError::BadEncoding)?;
+    if world.borrow().is_revoked(&peer.serial, &peer.spki_sha256) {
+        return Err(CertificateError::Revoked.into());
+    }
+    Ok(peer)
+}
+
+fn identity_error(peer: &PeerCertificate, expected: &str) -> Error {
+    let shown = names(&peer.identities);
+    Error::General(format!("identity mismatch: the peer is {shown:?}, expected {expected}"))
+}
+
+fn names(identities: &[Identity]) -> Vec<String> {
+    identities.iter().map(ToString::to_string).collect()
+}
