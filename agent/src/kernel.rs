@@ -44,11 +44,7 @@ impl Kernel {
         let resolvers = [IpAddr::from(config.dns.resolver4), IpAddr::from(config.dns.resolver6)].map(IpNet::from);
         kernel.netlink.add_routes(capture, device, resolvers.iter().chain(&found)).await?;
         kernel.prefixes.extend(resolvers);
-        let mut forwarded = Vec::new();
-        for bridge in &capture.forward_interfaces {
-            forwarded.extend(kernel.netlink.networks(bridge).await.context("capture.forward_interfaces")?);
-        }
-        for rule in netlink::rules(config, &forwarded) {
+        for rule in netlink::rules(config) {
             kernel.netlink.add_rule(&rule).await?;
         }
         Ok(kernel)

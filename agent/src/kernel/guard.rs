@@ -7,7 +7,6 @@ use anyhow::{Context as _, bail};
 use mesh_core::policy::plaintext::PlaintextRule;
 use tokio::io::AsyncWriteExt as _;
 
-use super::netlink::forward_mark;
 use crate::config::Config;
 
 /// Name of the table, family `inet`.
@@ -24,8 +23,7 @@ pub(super) fn table(config: &Config, plaintext: &[PlaintextRule]) -> String {
         String::new()
     } else {
         format!(
-            "\tchain prerouting {{\n\t\ttype filter hook prerouting priority mangle; policy accept;\n\t\tiifname {{ {bridges} }} meta l4proto tcp meta mark set {}\n\t}}\n",
-            forward_mark(capture)
+            "\tchain prerouting {{\n\t\ttype filter hook prerouting priority mangle; policy accept;\n\t\tiifname {{ {bridges} }} meta l4proto != tcp meta mark set {mark}\n\t}}\n"
         )
     };
     let judged = plaintext.iter().map(rule).collect::<String>();

@@ -33,21 +33,6 @@ impl Netlink {
         Ok(link.with_context(|| format!("there is no device {name}"))?.header.index)
     }
 
-    /// The networks that a device is in.
-    pub(super) async fn networks(&self, name: &str) -> anyhow::Result<Vec<IpNet>> {
-        let device = self.device(name).await?;
-        let mut networks = Vec::new();
-        let mut addresses = self.0.address().get().set_link_index_filter(device).execute();
-        while let Some(message) = addresses.try_next().await.context("listing addresses")? {
-            let address = message.attributes.iter().find_map(|attribute| match attribute {
-                AddressAttribute::Address(address) => Some(*address),
-                _ => None,
-            });
-            networks.extend(address.and_then(|address| IpNet::new(address, message.header.prefix_len).ok()));
-        }
-        Ok(networks.iter().map(IpNet::trunc).collect())
-    }
-
     /// Refuses to go on when another device of this machine holds one of our addresses.
     pub(super) async fn check_collision(&self, own: u32, ours: &[IpAddr]) -> anyhow::Result<()> {
         let mut addresses = self.0.address().get().execute();
@@ -232,13 +217,12 @@ fn routes(capture: &Capture, device: u32, prefix: &IpNet) -> Vec<RouteMessage> {
 }
 
 /// Our rules, for both families. Never an inversion: `not` would invert all selectors of a rule together.
-/// `forwarded`: the networks behind the bridges whose traffic is captured, too.
-pub(super) fn rules(config: &Config, forwarded: &[IpNet]) -> Vec<RuleMessage> {
+pub(super) fn rules(config: &Config) -> Vec<RuleMessage> {
     let families = [AddressFamily::Inet, AddressFamily::Inet6];
-    families.into_iter().flat_map(|family| family_rules(config, family, forwarded)).collect()
+    families.into_iter().flat_map(|family| family_rules(config, family)).collect()
 }
 
-fn family_rules(config: &Config, family: AddressFamily, forwarded: &[IpNet]) -> Vec<RuleMessage> {
+fn family_rules(config: &Config, family: AddressFamily) -> Vec<RuleMessage> {
     let capture = &config.capture;
     let first = capture.rule_priority;
     let end = *priorities(capture).end();
@@ -288,25 +272,12 @@ fn family_rules(config: &Config, family: AddressFamily, forwarded: &[IpNet]) -> 
         dns,
         back,
     ];
-    let behind = forwarded.iter().filter(|network| network.addr().is_ipv4() == v4);
-    for (network, priority) in behind.zip(first + 5..end) {
-        let mut back = lookup(priority, vec![from_here(), RuleAttribute::Source(network.addr())]);
-        back.header.src_len = network.prefix_len();
-        rules.push(back);
-    }
-    if !capture.forward_interfaces.is_empty() {
-        // By a mark that the guard sets, not by protocol: a rule that names a protocol and not `iif lo` makes the kernel look
-        // at ports in its reverse-path checks, too, and those would then take every reply of a member for a stray.
-        let marked = vec![RuleAttribute::FwMark(forward_mark(capture)), RuleAttribute::FwMask(u32::MAX)];
-        rules.push(lookup(first + 4, marked));
+    // Without a protocol, because reverse-path checks do not know it; the guard marks what is not TCP, so that it passes by.
+    for (bridge, priority) in capture.forward_interfaces.iter().zip(first + 4..end) {
+        rules.push(lookup(priority, vec![RuleAttribute::Iifname(bridge.clone())]));
     }
     rules.push(lookup(first + 1, vec![from_here(), RuleAttribute::IpProtocol(IpProtocol::Tcp)]));
     rules
-}
-
-/// Marks packets that come from a bridge whose traffic is captured.
-pub(super) fn forward_mark(capture: &Capture) -> u32 {
-    capture.mark.wrapping_add(1)
 }
 
 /// Priorities that are ours.
