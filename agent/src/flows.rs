@@ -35,6 +35,14 @@ pub enum Transport {
 }
 
 impl Transport {
+    /// As logs and `status` name it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Hbone3 => "hbone3",
+            Self::Plain => "plain",
+        }
+    }
+
     /// Istio's `connection_security_policy`.
     pub fn security_policy(self) -> &'static str {
         match self {

@@ -1,1 +1,174 @@
-//! (to come)
+//! Every metric, declared once: Istio's TCP metrics with their labels (istio-wire section 5.1), and our own health.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use anyhow::Context as _;
+use mesh_core::world::Workload;
+use metrics::{Label, counter, describe_counter, describe_gauge, gauge};
+use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
+
+use crate::capture::Stats;
+use crate::certs::unix;
+use crate::failure::Failure;
+use crate::flows::{Direction, Facts, Flows};
+
+/// Installs the recorder; the handle renders what `/metrics` shows.
+pub fn install() -> anyhow::Result<PrometheusHandle> {
+    let handle = PrometheusBuilder::new().install_recorder().context("installing the metrics recorder")?;
+    describe_counter!(OPENED, "TCP connections opened");
+    describe_counter!(CLOSED, "TCP connections closed");
+    describe_counter!(FAILED, "TCP connections that failed");
+    describe_counter!(SENT, "Bytes sent in response (from the server to the client)");
+    describe_counter!(RECEIVED, "Bytes received in request (from the client to the server)");
+    describe_counter!(DENIALS, "Connections that a policy denied or cut, by policy");
+    describe_counter!(DRY_RUN, "Connections that a dry-run policy would have denied, by policy");
+    describe_gauge!("mesh_agent_flows", "Live flows");
+    describe_gauge!("mesh_agent_xds_connected", "1 while the control plane's stream is up");
+    describe_gauge!("mesh_agent_certificate_expiry_seconds", "Seconds until the certificate expires");
+    gauge!("istio_build", "component" => "mesh-agent", "tag" => env!("CARGO_PKG_VERSION")).set(1.0);
+    Ok(handle)
+}
+
+/// A flow was opened.
+pub fn opened(facts: &Facts) {
+    counter!(OPENED, labels(facts, None)).increment(1);
+}
+
+/// A flow is over.
+pub fn closed(facts: &Facts, forth: u64, back: u64, failure: Option<&Failure>) {
+    let labels = labels(facts, failure);
+    counter!(CLOSED, labels.clone()).increment(1);
+    bytes(&labels, forth, back);
+    if failure.is_some() {
+        counter!(FAILED, labels).increment(1);
+    }
+    if let Some(policy) = failure.and_then(Failure::policy) {
+        let direction = match facts.direction {
+            Direction::Outbound => "outbound",
+            Direction::Inbound => "inbound",
+        };
+        counter!(DENIALS, "direction" => direction, "policy" => policy).increment(1);
+    }
+}
+
+/// A dry-run policy would have denied.
+pub fn dry_run(policy: &str) {
+    counter!(DRY_RUN, "policy" => policy.to_owned()).increment(1);
+}
+
+fn bytes(labels: &[Label], forth: u64, back: u64) {
+    // Istio's names are the server's view.
+    counter!(RECEIVED, labels.to_vec()).increment(forth);
+    counter!(SENT, labels.to_vec()).increment(back);
+}
+
+/// Istio's traffic labels. What is not known is `unknown`.
+fn labels(facts: &Facts, failure: Option<&Failure>) -> Vec<Label> {
+    let reporter = match facts.direction {
+        Direction::Outbound => "source",
+        Direction::Inbound => "destination",
+    };
+    let mut labels = vec![Label::from_static_parts("reporter", reporter)];
+    let mut add = |name: &'static str, value: Option<String>| {
+        let value = value.filter(|value| !value.is_empty()).unwrap_or_else(|| "unknown".into());
+        labels.push(Label::new(name, value));
+    };
+    let mut side = |names: [&'static str; 9], workload: Option<&Arc<Workload>>, principal: Option<String>| {
+        let of = |field: fn(&Workload) -> &Arc<str>| workload.map(|one| field(one).to_string());
+        let values = [
+            of(|one| &one.workload_name),
+            of(|one| &one.canonical_name),
+            of(|one| &one.canonical_revision),
+            of(|one| &one.namespace),
+            of(|one| &one.canonical_name),
+            of(|one| &one.canonical_revision),
+            of(|one| &one.cluster_id),
+            of(|one| &one.locality.region),
+            of(|one| &one.locality.zone),
+        ];
+        for (name, value) in names.into_iter().zip(values) {
+            add(name, value);
+        }
+        add(if names[0].starts_with('s') { "source_principal" } else { "destination_principal" }, principal);
+    };
+    side(SOURCE, facts.source_workload.as_ref(), facts.source_identity.as_ref().map(ToString::to_string));
+    side(DESTINATION, facts.destination_workload.as_ref(), facts.destination_identity.as_ref().map(ToString::to_string));
+    let service = facts.service.as_ref();
+    add("destination_service", service.map(|key| key.hostname.to_string()));
+    add("destination_service_namespace", service.map(|key| key.namespace.to_string()));
+    let short = service.and_then(|key| key.hostname.split('.').next().map(str::to_owned));
+    add("destination_service_name", short);
+    labels.push(Label::from_static_parts("request_protocol", "tcp"));
+    labels.push(Label::from_static_parts("response_flags", failure.map_or("-", Failure::response_flags)));
+    labels.push(Label::from_static_parts("connection_security_policy", facts.transport.security_policy()));
+    labels
+}
+
+/// What health is read from.
+#[derive(Debug)]
+pub struct Health {
+    pub flows: Arc<Flows>,
+    pub stats: Stats,
+    pub not_after: Option<SystemTime>,
+    pub xds_connected: bool,
+}
+
+/// Samples health.
+pub fn sample(health: &Health) {
+    let (counters, engine_flows) = *health.stats.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    gauge!("mesh_agent_flows").set(count(health.flows.len() as u64));
+    gauge!("mesh_agent_engine_flows").set(count(engine_flows as u64));
+    counter!("mesh_agent_engine_packets_total", "direction" => "in").absolute(counters.packets_in);
+    counter!("mesh_agent_engine_packets_total", "direction" => "out").absolute(counters.packets_out);
+    for (reason, dropped) in [
+        ("malformed", counters.malformed),
+        ("not_captured", counters.not_ours),
+        ("flow_limit", counters.dropped_flow_limit),
+        ("half_open", counters.dropped_half_open),
+        ("no_memory", counters.dropped_no_memory),
+        ("queue_full", counters.dropped_events_full),
+    ] {
+        counter!("mesh_agent_engine_drops_total", "reason" => reason).absolute(dropped);
+    }
+    gauge!("mesh_agent_xds_connected").set(if health.xds_connected { 1.0 } else { 0.0 });
+    let left = health.not_after.map_or(0, |at| unix(at).saturating_sub(unix(SystemTime::now())));
+    gauge!("mesh_agent_certificate_expiry_seconds").set(count(left));
+}
+
+#[allow(clippy::cast_precision_loss)]
+fn count(number: u64) -> f64 {
+    number as f64
+}
+
+/// How often health is sampled.
+pub const SAMPLE: Duration = Duration::from_secs(5);
+const OPENED: &str = "istio_tcp_connections_opened_total";
+const CLOSED: &str = "istio_tcp_connections_closed_total";
+const FAILED: &str = "istio_tcp_connections_failed_total";
+const SENT: &str = "istio_tcp_sent_bytes_total";
+const RECEIVED: &str = "istio_tcp_received_bytes_total";
+const DENIALS: &str = "mesh_agent_denials_total";
+const DRY_RUN: &str = "mesh_agent_dry_run_denials_total";
+const SOURCE: [&str; 9] = [
+    "source_workload",
+    "source_canonical_service",
+    "source_canonical_revision",
+    "source_workload_namespace",
+    "source_app",
+    "source_version",
+    "source_cluster",
+    "source_region",
+    "source_zone",
+];
+const DESTINATION: [&str; 9] = [
+    "destination_workload",
+    "destination_canonical_service",
+    "destination_canonical_revision",
+    "destination_workload_namespace",
+    "destination_app",
+    "destination_version",
+    "destination_cluster",
+    "destination_region",
+    "destination_zone",
+];

@@ -1,0 +1,242 @@
+//! A connection to the control plane: TLS 1.3, and at the other end the reserved identity under a CA that we trust.
+
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use anyhow::{Context as _, anyhow, bail};
+use hyper_util::rt::TokioIo;
+use mesh_core::identity::Identity;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::client::verify_server_cert_signed_by_trust_anchor;
+use rustls::crypto::{CryptoProvider, verify_tls13_signature};
+use rustls::server::ParsedCertificate;
+use rustls::sign::SingleCertAndKey;
+use rustls::{CertificateError, DigitallySignedStruct, Error, RootCertStore, SignatureScheme};
+use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
+use tokio::net::TcpStream;
+use tokio_rustls::client::TlsStream;
+use tonic::transport::{Channel, Endpoint};
+
+use crate::certs::Credentials;
+use crate::socket;
+use crate::tls::{PeerCertificate, provider};
+
+/// What makes a CA ours.
+#[derive(Clone, Debug)]
+pub enum Trust {
+    /// Before and at the join: SHA-256 of its key.
+    Pins(Vec<[u8; 32]>),
+    /// Ever after.
+    Roots(Arc<RootCertStore>),
+}
+
+/// One TLS connection, verified, and not used yet.
+#[derive(Debug)]
+pub struct Verified {
+    stream: TlsStream<TcpStream>,
+    /// Our end of it.
+    pub local: SocketAddr,
+}
+
+impl Verified {
+    /// Keying material of this connection (RFC 8446 7.5), to which a proof is bound.
+    pub fn exporter(&self) -> anyhow::Result<[u8; 32]> {
+        let (_, connection) = self.stream.get_ref();
+        Ok(connection.export_keying_material([0; 32], EXPORTER, None)?)
+    }
+
+    /// A gRPC channel over this one connection; it is not made anew when it breaks.
+    pub async fn channel(self) -> anyhow::Result<Channel> {
+        let stream = Arc::new(Mutex::new(Some(self.stream)));
+        let connector = tower::service_fn(move |_: http::Uri| {
+            let stream = stream.lock().ok().and_then(|mut stream| stream.take());
+            async move { stream.map(TokioIo::new).ok_or_else(|| std::io::Error::other("the connection was used up")) }
+        });
+        let endpoint = Endpoint::from_static("http://control.mesh")
+            .http2_keep_alive_interval(Duration::from_secs(5))
+            .keep_alive_timeout(Duration::from_secs(5))
+            .keep_alive_while_idle(true);
+        Ok(endpoint.connect_with_connector(connector).await?)
+    }
+}
+
+/// Connects to the first of `addresses` that answers and is the control plane of `trust_domain`.
+pub async fn connect(
+    addresses: &[String],
+    trust_domain: &str,
+    trust: &Trust,
+    credentials: Option<&Credentials>,
+    mark: u32,
+) -> anyhow::Result<Verified> {
+    let mut errors = Vec::new();
+    for address in addresses {
+        match connect_one(address, trust_domain, trust, credentials, mark).await {
+            Ok(verified) => return Ok(verified),
+            Err(error) => errors.push(format!("{address}: {error:#}")),
+        }
+    }
+    if errors.is_empty() {
+        bail!("no address of a control plane is known");
+    }
+    bail!("no control plane could be reached: {}", errors.join("; "))
+}
+
+async fn connect_one(
+    address: &str,
+    trust_domain: &str,
+    trust: &Trust,
+    credentials: Option<&Credentials>,
+    mark: u32,
+) -> anyhow::Result<Verified> {
+    let resolved = tokio::time::timeout(CONNECT, tokio::net::lookup_host(address)).await;
+    let resolved: Vec<_> = resolved.context("resolving took too long")?.context("resolving")?.collect();
+    let mut last = anyhow!("the name has no address");
+    for peer in resolved {
+        match socket::connect(peer, mark, CONNECT).await {
+            Ok(stream) => {
+                let local = stream.local_addr()?;
+                let config = Arc::new(config(trust_domain, trust, credentials)?);
+                let name = ServerName::try_from("control.mesh").context("the server name")?;
+                let handshake = tokio_rustls::TlsConnector::from(config).connect(name, stream);
+                let stream = tokio::time::timeout(CONNECT, handshake).await.context("the TLS handshake took too long")?;
+                return Ok(Verified { stream: stream.map_err(explain)?, local });
+            }
+            Err(error) => last = anyhow!("connecting to {peer}: {error}; is TCP port {} open to it?", peer.port()),
+        }
+    }
+    Err(last)
+}
+
+fn explain(error: std::io::Error) -> anyhow::Error {
+    let tls = error.get_ref().and_then(|inner| inner.downcast_ref::<Error>());
+    match tls {
+        Some(Error::InvalidCertificate(
+            CertificateError::Expired
+            | CertificateError::ExpiredContext { .. }
+            | CertificateError::NotValidYet
+            | CertificateError::NotValidYetContext { .. },
+        )) => anyhow!("{error}; the clock of this machine is probably wrong: set it (timedatectl) and try again"),
+        Some(Error::General(why)) => anyhow!("{why}"),
+        _ => anyhow!("the TLS handshake failed: {error}"),
+    }
+}
+
+fn config(trust_domain: &str, trust: &Trust, credentials: Option<&Credentials>) -> anyhow::Result<rustls::ClientConfig> {
+    let provider = provider();
+    let expected = Identity::control_plane(trust_domain)?;
+    let verifier = ControlVerifier { trust: trust.clone(), expected, provider: provider.clone() };
+    let builder = rustls::ClientConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&rustls::version::TLS13])?
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(verifier));
+    let mut config = match credentials {
+        Some(credentials) => {
+            builder.with_client_cert_resolver(Arc::new(SingleCertAndKey::from(credentials.key.clone())))
+        }
+        None => builder.with_no_client_auth(),
+    };
+    config.alpn_protocols = vec![b"h2".to_vec()];
+    config.enable_sni = false;
+    config.resumption = rustls::client::Resumption::disabled();
+    Ok(config)
+}
+
+/// A chain up to our CA is not enough: every member has one. The leaf must be the control plane's own.
+#[derive(Debug)]
+struct ControlVerifier {
+    trust: Trust,
+    expected: Identity,
+    provider: Arc<CryptoProvider>,
+}
+
+impl ControlVerifier {
+    fn roots(&self, chain: &[CertificateDer<'_>]) -> Result<Arc<RootCertStore>, Error> {
+        let pins = match &self.trust {
+            Trust::Roots(roots) => return Ok(roots.clone()),
+            Trust::Pins(pins) => pins,
+        };
+        let mut roots = RootCertStore::empty();
+        for certificate in chain {
+            let spki = PeerCertificate::parse(certificate).map(|certificate| certificate.spki_sha256);
+            if spki.is_some_and(|spki| pins.contains(&spki)) {
+                roots.add(certificate.clone().into_owned())?;
+            }
+        }
+        if roots.is_empty() {
+            return Err(Error::General(
+                "the CA of this server is not the one that the token pins: the token is of another control plane, or \
+                 somebody is in the middle; nothing was sent"
+                    .into(),
+            ));
+        }
+        Ok(Arc::new(roots))
+    }
+}
+
+impl ServerCertVerifier for ControlVerifier {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        _server_name: &ServerName<'_>,
+        _ocsp_response: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        let roots = self.roots(intermediates)?;
+        let certificate = ParsedCertificate::try_from(end_entity)?;
+        let algorithms = self.provider.signature_verification_algorithms.all;
+        verify_server_cert_signed_by_trust_anchor(&certificate, &roots, intermediates, now, algorithms)?;
+        let shown = PeerCertificate::parse(end_entity).ok_or(CertificateError::BadEncoding)?.identities;
+        if shown.contains(&self.expected) {
+            return Ok(ServerCertVerified::assertion());
+        }
+        let shown: Vec<_> = shown.iter().map(ToString::to_string).collect();
+        Err(Error::General(format!(
+            "this server is not the control plane: it shows {shown:?} and not {}; nothing was sent",
+            self.expected
+        )))
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _message: &[u8],
+        _certificate: &CertificateDer<'_>,
+        _signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        Err(Error::General("TLS 1.2 is not spoken".into()))
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        verify_tls13_signature(message, certificate, signature, &self.provider.signature_verification_algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.provider.signature_verification_algorithms.supported_schemes()
+    }
+}
+
+/// SHA-256 pins from their hex form.
+pub fn parse_pins(pins: &[String]) -> Vec<[u8; 32]> {
+    pins.iter().filter_map(|pin| <[u8; 32]>::try_from(unhex(pin)?.as_slice()).ok()).collect()
+}
+
+/// Lower-case hex.
+pub fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn unhex(text: &str) -> Option<Vec<u8>> {
+    let digits = text.as_bytes().chunks(2).map(|pair| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok());
+    digits.collect()
+}
+
+
+
+const EXPORTER: &[u8] = b"EXPORTER-mesh-agent-join";
+const CONNECT: Duration = Duration::from_secs(5);
