@@ -1,4 +1,4 @@
-//! One line a flow, with both identities and the reason of its end (istio-wire section 5.2), and its metrics.
+//! One line a flow, with both identities and the reason of its end (as ztunnel does it), and its metrics.
 
 use std::time::Duration;
 

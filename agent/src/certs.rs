@@ -39,7 +39,7 @@ pub struct Pem {
 }
 
 impl Pem {
-    /// From a CA's answer: leaf, intermediates, and last the root bundle (istio-wire section 1.4).
+    /// From a CA's answer: leaf, intermediates, and last the root bundle (as istiod sends it).
     pub fn from_response(key: String, mut chain: Vec<String>) -> anyhow::Result<Self> {
         let bundle = chain
             .pop()

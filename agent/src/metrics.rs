@@ -1,4 +1,4 @@
-//! Every metric, declared once: Istio's TCP metrics with their labels (istio-wire section 5.1), and our own health.
+//! Every metric, declared once: Istio's TCP metrics with their labels (as ztunnel does it), and our own health.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};

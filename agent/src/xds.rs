@@ -210,7 +210,7 @@ impl Xds {
     }
 }
 
-/// Full jitter between 10 ms and 15 s (istio-wire section 1.6).
+/// Full jitter between 10 ms and 15 s (as ztunnel does it).
 fn pause(failures: u32) -> Duration {
     let most = 20u64.saturating_mul(1 << failures.min(10)).min(15_000);
     Duration::from_millis(10 + random() % most)

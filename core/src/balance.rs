@@ -1,4 +1,4 @@
-//! Which endpoint of a service gets a connection (istio-wire section 3.1).
+//! Which endpoint of a service gets a connection (as ztunnel does it).
 //!
 //! First who is eligible (healthy, has the port, has an address that we can reach), then in which order: by locality where
 //! the service asks for it, and by weight among equals.

@@ -1,4 +1,4 @@
-//! What is answered, and what is forwarded (istio-wire section 4).
+//! What is answered, and what is forwarded (as ztunnel does it).
 //!
 //! Names of mesh services are answered with authority; of the mesh's own domain nothing is ever asked elsewhere; everything
 //! else is somebody else's and is forwarded as it came.

@@ -1,4 +1,4 @@
-//! What is to be done with a CONNECT that a peer sent us (design section 5, "Inbound target").
+//! What is to be done with a CONNECT that a peer sent us (docs/architecture.md).
 //!
 //! Only an address of our own workload is a target, and never a port of the agent itself: otherwise any member could reach
 //! loopback services, link-local metadata, neighbours or the agent through us.

@@ -1,4 +1,4 @@
-//! What is to be done with a connection that an application of ours opened (istio-wire section 3.1).
+//! What is to be done with a connection that an application of ours opened (as ztunnel does it).
 
 use std::net::SocketAddr;
 use std::sync::Arc;

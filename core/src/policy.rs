@@ -1,4 +1,4 @@
-//! May this connection be, and which rule says so: Istio's L4 authorization (istio-wire section 3.4).
+//! May this connection be, and which rule says so: Istio's L4 authorization (as ztunnel does it).
 
 use std::net::SocketAddr;
 use std::sync::Arc;

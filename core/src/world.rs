@@ -87,7 +87,7 @@ pub struct Workload {
     pub has_network_gateway: bool,
 }
 
-/// How endpoints of a service are preferred (istio-wire: `LoadBalancing`).
+/// How endpoints of a service are preferred (WDS: `LoadBalancing`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub enum BalanceMode {
     #[default]
@@ -170,7 +170,7 @@ impl Workload {
         self.workload_type == mesh_proto::istio::workload::WorkloadType::Pod as i32
     }
 
-    /// How well it holds an address that others hold too; lower is better (istio-wire section 3.1).
+    /// How well it holds an address that others hold too; lower is better (as ztunnel does it).
     fn address_rank(&self) -> u8 {
         match (self.is_pod(), self.tunnel_protocol) {
             (true, TunnelProtocol::Hbone) => 0,

@@ -1,8 +1,8 @@
-//! The delta-xDS session: versions, nonces, ACK and NACK, as ztunnel speaks it (istio-wire section 1.6).
+//! The delta-xDS session: versions, nonces, ACK and NACK, as ztunnel speaks it.
 //!
 //! A session outlives streams. It keeps what was accepted in its encoded form: for `initial_resource_versions` on the next
 //! stream, and for the disk. Rejection is per resource; a rejected address leaves the old one in place. A rejected policy
-//! removes the old one, so that a workload that names it denies (design section 6); but one of a whole namespace, or of
+//! removes the old one, so that a workload that names it denies (docs/architecture.md); but one of a whole namespace, or of
 //! all, stays as it was, for nobody names it and without it more would be allowed.
 
 use std::collections::BTreeMap;

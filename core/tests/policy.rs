@@ -1,4 +1,4 @@
-//! Authorization against a second evaluator, written naively from the tables of istio-wire section 3.4; and the kernel's
+//! Authorization against a second evaluator, written naively from the tables of ztunnel's algorithm; and the kernel's
 //! plaintext rules against authorization.
 #![allow(clippy::unwrap_used)]
 

@@ -241,3 +241,32 @@ fn a_peer_killed_in_mid_transfer_ends_the_flow() {
     assert_eq!(web.wait_get("http://orders.shop.mesh.internal/"), "x");
     drop(nginx);
 }
+
+#[test]
+fn an_endpoint_that_refuses_is_passed_over() {
+    let mut mesh = Mesh::start();
+    let (broken, working) = (
+        mesh.member("broken", "shop/orders"),
+        mesh.member("working", "shop/orders"),
+    );
+    let web = mesh.member("web", "shop/web");
+    let _nginx = working.nginx(8080, "from the one that works");
+    // Both are endpoints; the one without a server refuses, and nothing was sent yet, so that the other one is tried.
+    wait_until(SOON, "both endpoints to be known", || {
+        let status = web.status();
+        status["world"]["workloads"].as_u64() >= Some(3)
+    });
+    let _ = web.wait_get("http://orders.shop.mesh.internal/");
+    for _ in 0..20 {
+        assert_eq!(web.get("http://orders.shop.mesh.internal/"), "from the one that works");
+    }
+    assert!(broken.log().contains("refused"), "the broken endpoint was never tried");
+}
+
+#[test]
+fn a_machine_reaches_its_own_service() {
+    let mut mesh = Mesh::start();
+    let orders = mesh.member("orders", "shop/orders");
+    let _nginx = orders.nginx(8080, "myself");
+    assert_eq!(orders.wait_get("http://orders.shop.mesh.internal/"), "myself");
+}

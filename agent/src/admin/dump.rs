@@ -1,4 +1,4 @@
-//! `/config_dump`, in the shape of ztunnel's (istio-wire section 5.4), so that `istioctl ztunnel-config --file` reads it.
+//! `/config_dump`, in the shape of ztunnel's (as ztunnel does it), so that `istioctl ztunnel-config --file` reads it.
 //! Never a private key.
 
 use base64::Engine as _;

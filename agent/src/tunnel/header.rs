@@ -1,4 +1,4 @@
-//! The headers of a CONNECT as Istio has them (istio-wire section 2.3).
+//! The headers of a CONNECT as Istio has them (as ztunnel does it).
 
 use std::net::SocketAddr;
 

@@ -63,6 +63,11 @@ impl Quic {
         self.pool.len()
     }
 
+    /// Where tunnels are accepted.
+    pub fn local_address(&self) -> std::io::Result<std::net::SocketAddr> {
+        self.endpoint.local_addr()
+    }
+
     /// Closes every tunnel, and says so to the peers.
     pub fn close(&self) {
         let code = VarInt::from_u64(mesh_core::h3::code::NO_ERROR).unwrap_or_default();

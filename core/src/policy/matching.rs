@@ -1,4 +1,4 @@
-//! Whether a policy's rules match the facts of a connection (istio-wire section 3.4, with its odd corners).
+//! Whether a policy's rules match the facts of a connection (as ztunnel does it, with its odd corners).
 
 use std::net::IpAddr;
 use std::sync::Arc;

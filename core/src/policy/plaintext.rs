@@ -1,4 +1,4 @@
-//! Policies for sources without identity, compiled to (port, source prefix) rules for the kernel (design section 6).
+//! Policies for sources without identity, compiled to (port, source prefix) rules for the kernel (docs/architecture.md).
 //!
 //! Not a translation of rules but of decisions: the prefixes that policies speak of cut the sources into regions inside which
 //! every policy says the same, and the ordinary evaluator is asked once for each region and port. So it cannot disagree.
@@ -32,7 +32,7 @@ pub struct PlaintextRule {
     pub policy: Option<Arc<str>>,
 }
 
-/// Compiles the policies of `workload` for sources without identity into ordered rules (design section 6). Ports that the
+/// Compiles the policies of `workload` for sources without identity into ordered rules (docs/architecture.md). Ports that the
 /// workload does not declare are left alone unless a policy names them.
 ///
 /// Where the workload has several addresses of one family, a source is allowed only if each of them allows it.
@@ -95,7 +95,7 @@ fn declared_ports(world: &World, workload: &Workload) -> BTreeSet<u16> {
     let mut declared = BTreeSet::new();
     for (key, ports) in &workload.services {
         let of_service = world.service(key).map_or(&[][..], |service| &service.ports);
-        // A service's own list speaks where the workload's does not (istio-wire section 3.1, "Target port").
+        // A service's own list speaks where the workload's does not (as ztunnel does it, "Target port").
         let unlisted = of_service
             .iter()
             .filter(|port| !ports.iter().any(|own| own.service_port == port.service_port));

@@ -67,7 +67,7 @@ impl Names {
     }
 }
 
-/// A workload, with the defaults of WDS (istio-wire section 1.2).
+/// A workload, with the defaults of WDS (as ztunnel does it).
 pub fn workload(from: proto::Workload, names: &mut Names) -> Result<Workload, Invalid> {
     if from.uid.is_empty() {
         return Err(Invalid::Missing("uid"));

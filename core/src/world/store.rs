@@ -96,7 +96,7 @@ impl World {
         self.by_name.get(namespace)?.get(name)?.as_slice().first()
     }
 
-    /// The service that a VIP stands for, as seen from `namespace` (istio-wire section 3.1, lookup order): an exact VIP, else
+    /// The service that a VIP stands for, as seen from `namespace` (as ztunnel does it, lookup order): an exact VIP, else
     /// the ranges that hold the address, ranked by own namespace, longest prefix, canonical.
     pub fn service_at(&self, network: &str, address: IpAddr, namespace: &str) -> Option<&Arc<Service>> {
         let address = address.to_canonical();
@@ -276,7 +276,7 @@ impl World {
         }
     }
 
-    /// The name is a workload's uid, else a service's `namespace/hostname` (istio-wire section 1.5).
+    /// The name is a workload's uid, else a service's `namespace/hostname` (as ztunnel does it).
     fn remove_address(&mut self, name: &str) {
         if let Some(old) = self.workloads.remove(name) {
             return self.unindex_workload(&old);

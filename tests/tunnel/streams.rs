@@ -1,0 +1,178 @@
+//! What may be asked for in a tunnel, and how a stream ends.
+
+use std::time::{Duration, Instant};
+
+use mesh_agent::copy::{Sink as _, Source as _};
+use mesh_agent::failure::Failure;
+use mesh_core::policy::{Action, Match, Policy, Scope, StringMatch};
+use mesh_core::world::Delta;
+
+use crate::mesh::{Ca, Member, dial, echo, echo_server, run, target};
+
+fn deny_web() -> Policy {
+    Policy {
+        key: "shop/no-web".into(),
+        namespace: "shop".into(),
+        name: "no-web".into(),
+        scope: Scope::Namespace,
+        action: Action::Deny,
+        dry_run: false,
+        rules: vec![vec![vec![Match {
+            principals: vec![StringMatch::Exact("mesh.internal/ns/shop/sa/web".into())],
+            ..Match::default()
+        }]]],
+    }
+}
+
+fn pair() -> (Member, Member) {
+    let ca = Ca::new();
+    (
+        Member::new("web", &ca.member("web")),
+        Member::new("orders", &ca.member("orders")),
+    )
+}
+
+#[test]
+fn only_our_own_addresses_and_none_of_our_ports() {
+    run(async || {
+        let (web, orders) = pair();
+        let peer = orders.serve().await;
+        let quic = web.dialer();
+        for target in [
+            "127.0.0.1:80",
+            "169.254.169.254:80",
+            "10.9.9.8:80",
+            "[::1]:80",
+            "0.0.0.0:80",
+            "10.9.9.9:15008",
+            "10.9.9.9:15020",
+            "10.9.9.9:15021",
+            "10.9.9.9:53",
+            "orders:80",
+            "10.9.9.9",
+            "10.9.9.9:0",
+        ] {
+            let refused = dial(&quic, peer, &["orders"], target).await.unwrap_err();
+            assert!(
+                matches!(refused, Failure::Status { status: 400, .. }),
+                "{target}: {refused}"
+            );
+        }
+    });
+}
+
+#[test]
+fn a_closed_port_is_refused_and_named() {
+    run(async || {
+        let (web, orders) = pair();
+        let peer = orders.serve().await;
+        let closed = std::net::TcpListener::bind("127.0.0.1:0")
+            .unwrap()
+            .local_addr()
+            .unwrap();
+        let refused = dial(&web.dialer(), peer, &["orders"], &target(closed))
+            .await
+            .unwrap_err();
+        let expected = matches!(&refused, Failure::Status { status: 503, reason: Some(why) } if why == "refused");
+        assert!(expected, "{refused}");
+    });
+}
+
+#[test]
+fn a_denial_names_its_policy_and_a_change_cuts_what_lives() {
+    run(async || {
+        let (web, orders) = pair();
+        let application = echo_server().await;
+        let peer = orders.serve().await;
+        let quic = web.dialer();
+        let mut stream = dial(&quic, peer, &["orders"], &application).await.unwrap();
+        echo(&mut stream, b"allowed").await.unwrap();
+
+        orders.change(Delta {
+            policies: vec![deny_web()],
+            ..Delta::default()
+        });
+        let changed = Instant::now();
+        let end = stream.source.recv().await.unwrap_err();
+        assert!(matches!(end, Failure::PolicyChangeRemote(None)), "{end}");
+        assert!(changed.elapsed() < Duration::from_secs(1));
+        let refused = dial(&quic, peer, &["orders"], &application).await.unwrap_err();
+        let named = matches!(&refused, Failure::Status { status: 401, reason: Some(why) } if why == "shop/no-web");
+        assert!(named, "{refused}");
+        orders.change(Delta {
+            removed_policies: vec!["shop/no-web".into()],
+            ..Delta::default()
+        });
+        dial(&quic, peer, &["orders"], &application).await.unwrap();
+    });
+}
+
+#[test]
+fn nothing_is_served_before_the_first_policies() {
+    run(async || {
+        let (web, orders) = pair();
+        let synced = orders.world.borrow().clone();
+        let workloads = synced.workloads().map(|one| (**one).clone()).collect();
+        let fresh = mesh_core::world::World::default().apply(Delta {
+            workloads,
+            ..Delta::default()
+        });
+        orders.world.send_replace(std::sync::Arc::new(fresh));
+        let peer = orders.serve().await;
+        let refused = dial(&web.dialer(), peer, &["orders"], "10.9.9.9:80").await.unwrap_err();
+        let expected = matches!(&refused, Failure::Status { status: 503, reason: Some(why) } if why == "not-synced");
+        assert!(expected, "{refused}");
+    });
+}
+
+#[test]
+fn half_close_and_reset_travel() {
+    run(async || {
+        let (web, orders) = pair();
+        let application = echo_server().await;
+        let peer = orders.serve().await;
+        let quic = web.dialer();
+        let mut stream = dial(&quic, peer, &["orders"], &application).await.unwrap();
+        stream.sink.send(bytes::Bytes::from_static(b"bye")).await.unwrap();
+        stream.sink.finish().await.unwrap();
+        let mut got = Vec::new();
+        while let Some(bytes) = stream.source.recv().await.unwrap() {
+            got.extend_from_slice(&bytes);
+        }
+        assert_eq!(got, b"bye");
+
+        // An application that resets is seen as a reset, not as an end.
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let target = target(listener.local_addr().unwrap());
+        let mut stream = dial(&quic, peer, &["orders"], &target).await.unwrap();
+        let (accepted, _) = listener.accept().await.unwrap();
+        socket2::SockRef::from(&accepted)
+            .set_linger(Some(Duration::ZERO))
+            .unwrap();
+        drop(accepted);
+        let end = stream.source.recv().await.unwrap_err();
+        assert!(matches!(end, Failure::PeerReset(_)), "{end}");
+
+        // A stream that is dropped unfinished is a reset to the application.
+        let stream = dial(&quic, peer, &["orders"], &target).await.unwrap();
+        let (mut accepted, _) = listener.accept().await.unwrap();
+        drop(stream);
+        let read = tokio::io::AsyncReadExt::read(&mut accepted, &mut [0]).await;
+        assert_eq!(read.unwrap_err().kind(), std::io::ErrorKind::ConnectionReset);
+    });
+}
+
+#[test]
+fn a_black_hole_times_out() {
+    run(async || {
+        let (web, _) = pair();
+        // Bound, and never read.
+        let hole = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        let started = Instant::now();
+        let dialler = web.dialer();
+        let dialled = dial(&dialler, hole.local_addr().unwrap(), &["orders"], "10.9.9.9:80");
+        let limit = Duration::from_millis(web.shared.config.outbound.connect_timeout_ms);
+        assert!(tokio::time::timeout(limit, dialled).await.is_err());
+        assert!(started.elapsed() >= limit);
+    });
+}
