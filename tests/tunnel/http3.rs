@@ -14,7 +14,7 @@ fn a_foreign_client_with_a_mesh_certificate_gets_through() {
         let ca = Ca::new();
         let orders = Member::new("orders", &ca.member("orders"));
         let application = echo_server().await;
-        let peer = orders.serve().await;
+        let peer = orders.serve();
         let files = Files::of(&ca, "web");
         let mut client = tokio::process::Command::new(&python);
         client

@@ -17,7 +17,7 @@ fn the_named_identity_gets_a_tunnel_and_no_other() {
             Member::new("orders", &ca.member("orders")),
         );
         let application = echo_server().await;
-        let peer = orders.serve().await;
+        let peer = orders.serve();
         let quic = web.dialer();
         let mut stream = dial(&quic, peer, &["other", "orders"], &application).await.unwrap();
         echo(&mut stream, b"hello").await.unwrap();
@@ -37,7 +37,7 @@ fn strangers_are_turned_away_by_the_server() {
         let ca = Ca::new();
         let orders = Member::new("orders", &ca.member("orders"));
         let application = echo_server().await;
-        let peer = orders.serve().await;
+        let peer = orders.serve();
         let foreign = Ca::new();
         let mut of_a_foreign_ca = foreign.member("web");
         of_a_foreign_ca.roots = vec![ca.pem.clone()];
@@ -57,7 +57,7 @@ fn strangers_are_turned_away_by_the_server() {
         let mut friendly = Member::new("orders", &ca.member("orders"));
         let shared = Arc::get_mut(&mut friendly.shared).unwrap();
         Arc::get_mut(&mut shared.config).unwrap().tunnel.trust_domain_aliases = vec!["elsewhere".into()];
-        let peer = friendly.serve().await;
+        let peer = friendly.serve();
         let web = Member::new("web", &ca.leaf("spiffe://elsewhere/ns/shop/sa/web", 30));
         let quic = web.dialer();
         dial(&quic, peer, &["orders"], &application).await.unwrap();
@@ -72,7 +72,7 @@ fn a_server_under_another_ca_is_refused() {
             Member::new("web", &ours.member("web")),
             Member::new("orders", &theirs.member("orders")),
         );
-        let (quic, peer) = (web.dialer(), orders.serve().await);
+        let (quic, peer) = (web.dialer(), orders.serve());
         let refused = dial(&quic, peer, &["orders"], "127.0.0.1:1").await.unwrap_err();
         assert!(matches!(refused, Failure::Tls(_)), "{refused}");
     });
@@ -124,7 +124,7 @@ fn a_renewal_drops_no_stream_and_a_revocation_does() {
             Member::new("orders", &ca.member("orders")),
         );
         let application = echo_server().await;
-        let peer = orders.serve().await;
+        let peer = orders.serve();
         let quic = web.dialer();
         let mut stream = dial(&quic, peer, &["orders"], &application).await.unwrap();
         echo(&mut stream, b"before").await.unwrap();

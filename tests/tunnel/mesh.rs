@@ -107,7 +107,7 @@ impl Member {
     }
 
     /// Serves tunnels; where. Must be called on a [`LocalSet`].
-    pub async fn serve(&self) -> SocketAddr {
+    pub fn serve(&self) -> SocketAddr {
         let quic = Quic::bind(self.shared.clone()).unwrap();
         let address = quic.local_address().unwrap();
         let shared = self.shared.clone();

@@ -36,7 +36,7 @@ fn pair() -> (Member, Member) {
 fn only_our_own_addresses_and_none_of_our_ports() {
     run(async || {
         let (web, orders) = pair();
-        let peer = orders.serve().await;
+        let peer = orders.serve();
         let quic = web.dialer();
         for target in [
             "127.0.0.1:80",
@@ -65,7 +65,7 @@ fn only_our_own_addresses_and_none_of_our_ports() {
 fn a_closed_port_is_refused_and_named() {
     run(async || {
         let (web, orders) = pair();
-        let peer = orders.serve().await;
+        let peer = orders.serve();
         let closed = std::net::TcpListener::bind("127.0.0.1:0")
             .unwrap()
             .local_addr()
@@ -83,7 +83,7 @@ fn a_denial_names_its_policy_and_a_change_cuts_what_lives() {
     run(async || {
         let (web, orders) = pair();
         let application = echo_server().await;
-        let peer = orders.serve().await;
+        let peer = orders.serve();
         let quic = web.dialer();
         let mut stream = dial(&quic, peer, &["orders"], &application).await.unwrap();
         echo(&mut stream, b"allowed").await.unwrap();
@@ -118,7 +118,7 @@ fn nothing_is_served_before_the_first_policies() {
             ..Delta::default()
         });
         orders.world.send_replace(std::sync::Arc::new(fresh));
-        let peer = orders.serve().await;
+        let peer = orders.serve();
         let refused = dial(&web.dialer(), peer, &["orders"], "10.9.9.9:80").await.unwrap_err();
         let expected = matches!(&refused, Failure::Status { status: 503, reason: Some(why) } if why == "not-synced");
         assert!(expected, "{refused}");
@@ -130,7 +130,7 @@ fn half_close_and_reset_travel() {
     run(async || {
         let (web, orders) = pair();
         let application = echo_server().await;
-        let peer = orders.serve().await;
+        let peer = orders.serve();
         let quic = web.dialer();
         let mut stream = dial(&quic, peer, &["orders"], &application).await.unwrap();
         stream.sink.send(bytes::Bytes::from_static(b"bye")).await.unwrap();
