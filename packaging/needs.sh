@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs the Debian packages that a task needs, and only those that are missing.
 #
-#   packaging/needs.sh demo|test|lint|package ...
+#   packaging/needs.sh demo|test|lint|package|systemd|bench ...
 #
 # A package that brings a daemon (nginx) does not start it: a policy-rc.d that forbids it is in place during the
 # installation, and whatever stood there before is put back.
@@ -13,8 +13,9 @@ packages_of() {
         test) echo conntrack curl faketime iproute2 jq nftables nginx-light openssl procps python3-venv tcpdump util-linux ;;
         lint) echo shellcheck ;;
         package) echo debhelper dpkg-dev lintian systemd ;;
+        systemd) echo iproute2 mmdebstrap systemd-container util-linux ;;
         bench) echo iproute2 nftables procps util-linux ;;
-        *) echo "needs.sh: unknown task '$1' (known: demo test lint package bench)" >&2; exit 2 ;;
+        *) echo "needs.sh: unknown task '$1' (known: demo test lint package systemd bench)" >&2; exit 2 ;;
     esac
 }
 
