@@ -53,8 +53,16 @@ struct Signals {
 /// What ends a phase.
 enum Next {
     Stop,
-    Joined,
+    /// By this command, which is answered when the member runs.
+    Joined(Joining),
     Left,
+}
+
+/// A `join` that waits for its answer.
+#[derive(Debug)]
+struct Joining {
+    text: String,
+    reply: oneshot::Sender<Result<String, String>>,
 }
 
 impl App {
@@ -94,15 +102,20 @@ impl App {
     }
 
     async fn serve(&mut self) -> anyhow::Result<()> {
+        let mut joining = None;
         loop {
             let next = match self.state.membership()? {
-                Some(membership) => self.member(membership).await?,
+                Some(membership) => self.member(membership, joining.take()).await?,
                 None => self.wait_to_be_joined().await,
             };
-            if let Next::Stop = next {
-                notify::stopping("stopped");
-                let _ = std::fs::remove_file(self.config.paths.run.join(admin::SOCKET));
-                return Ok(());
+            match next {
+                Next::Joined(asked) => joining = Some(asked),
+                Next::Left => {}
+                Next::Stop => {
+                    notify::stopping("stopped");
+                    let _ = std::fs::remove_file(self.config.paths.run.join(admin::SOCKET));
+                    return Ok(());
+                }
             }
         }
     }
@@ -117,8 +130,8 @@ impl App {
             tokio::select! {
                 command = self.commands.recv() => match command {
                     Some(Command::Join { token, address, reply }) => {
-                        if self.join(&token, address, reply).await {
-                            return Next::Joined;
+                        if let Some(joining) = self.join(&token, address, reply).await {
+                            return Next::Joined(joining);
                         }
                     }
                     Some(Command::Leave { reply }) => drop(reply.send(Err("this machine has not joined".into()))),
@@ -136,23 +149,35 @@ impl App {
         token: &str,
         address: Option<std::net::IpAddr>,
         reply: oneshot::Sender<Result<String, String>>,
-    ) -> bool {
-        let joined = join::join(&self.state, token, address, self.config.capture.mark).await;
-        let answer = match &joined {
-            Ok(member) => Ok(format!(
-                "joined as {}/{} ({})",
-                member.namespace, member.workload_name, member.address
-            )),
-            Err(error) => Err(format!("{error:#}")),
-        };
-        let _ = reply.send(answer);
-        joined.is_ok()
+    ) -> Option<Joining> {
+        match join::join(&self.state, token, address, self.config.capture.mark).await {
+            Ok(member) => {
+                let text = format!(
+                    "joined as {}/{} ({})",
+                    member.namespace, member.workload_name, member.address
+                );
+                Some(Joining { text, reply })
+            }
+            Err(error) => {
+                let _ = reply.send(Err(format!("{error:#}")));
+                None
+            }
+        }
     }
 
-    async fn member(&mut self, membership: join::Membership) -> anyhow::Result<Next> {
-        let mut member = Member::start(&self.config, membership, &self.state, &self.ready).await?;
+    async fn member(&mut self, membership: join::Membership, joining: Option<Joining>) -> anyhow::Result<Next> {
+        let mut member = match Member::start(&self.config, membership, &self.state, &self.ready).await {
+            Ok(member) => member,
+            Err(error) => {
+                tell_failure(joining, &error).await;
+                return Err(error);
+            }
+        };
         self.view.send_replace(Arc::new(View::Member(member.view())));
         notify::ready(&format!("member {}", member.name()));
+        if let Some(joining) = joining {
+            let _ = joining.reply.send(Ok(joining.text));
+        }
         let next = loop {
             tokio::select! {
                 error = member.failed() => {
@@ -213,6 +238,18 @@ impl App {
     }
 }
 
+/// Who asked to join hears that it worked and that the daemon ends all the same; the answer must leave before it does.
+async fn tell_failure(joining: Option<Joining>, error: &anyhow::Error) {
+    let Some(joining) = joining else { return };
+    let text = format!(
+        "{}, but the daemon cannot start, and tries again: {error:#}",
+        joining.text
+    );
+    if joining.reply.send(Err(text)).is_ok() {
+        tokio::time::sleep(ANSWER).await;
+    }
+}
+
 /// Tells systemd that this runtime is alive.
 async fn watchdog() {
     let Some(interval) = notify::watchdog_interval() else {
@@ -225,5 +262,7 @@ async fn watchdog() {
     }
 }
 
+/// Time for an answer on the admin socket to leave.
+const ANSWER: Duration = Duration::from_millis(200);
 /// How long live flows may go on after SIGTERM.
 const DRAIN: Duration = Duration::from_secs(5);

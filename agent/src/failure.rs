@@ -17,7 +17,7 @@ pub enum Failure {
     #[error("{0}")]
     Route(#[from] RouteFailure),
     /// The application of the far side refused the connection.
-    #[error("connection refused by {0}")]
+    #[error("connection refused: nothing listens there, or a firewall resets ({0})")]
     Refused(String),
     /// The far side could not be reached in time.
     #[error("connection timed out: {0}")]

@@ -27,7 +27,7 @@ impl Control {
             return Err(self.refuse_clone(&agent, peer, node).await);
         };
         let (node, id) = (node.clone(), agent.id.clone());
-        let registered = self.store.run(move |tx| register(tx, agent, &node)).await;
+        let registered = self.store.run(move |tx| register(tx, &agent.id, &node)).await;
         if let Err(refusal) = registered {
             self.disconnect(live).await;
             return Err(refusal);
@@ -135,11 +135,10 @@ fn check_claims(agent: &Agent, node: &Node) -> Result<(), Refusal> {
 }
 
 /// Makes or refreshes the agent's WorkloadEntry, and notes that the agent was seen.
-fn register(tx: &Transaction<'_>, mut agent: Agent, node: &Node) -> Result<(), Refusal> {
-    // It may have been revoked since it was authenticated.
-    if Agent::get(tx, &agent.id)?.is_none_or(|a| a.revoked_at.is_some()) {
-        return Err(super::revoke::host_key_revoked());
-    }
+fn register(tx: &Transaction<'_>, agent: &str, node: &Node) -> Result<(), Refusal> {
+    // Read again: it may have been revoked, or have acknowledged an anchor, since it was authenticated.
+    let known = Agent::get(tx, agent)?.filter(|agent| agent.revoked_at.is_none());
+    let mut agent = known.ok_or_else(super::revoke::host_key_revoked)?;
     agent.last_seen = now();
     for (kept, new) in [
         (&mut agent.version, &node.version),

@@ -2,7 +2,9 @@
 
 use crate::common::{GROUP, Machine, Server, eventually, word};
 use mesh_proto::envoy::discovery::DeltaDiscoveryRequest;
-use mesh_proto::mesh::{CaRotateRequest, CaStatusRequest, CreateOperatorTokenRequest, Revocation, RevokeAgentRequest};
+use mesh_proto::mesh::{
+    CaRotateRequest, CaStatusRequest, CreateOperatorTokenRequest, Revocation, RevokeAgentRequest, TrustBundle,
+};
 use mesh_proto::type_url::{ADDRESS, AUTHORIZATION, REVOCATION, TRUST_BUNDLE};
 use prost::Message;
 use tokio::process::Command;
@@ -12,6 +14,11 @@ const UID: &str = "mesh/networking.istio.io/WorkloadEntry/shop/web-10.0.0.1";
 
 fn has(response: &mesh_proto::envoy::discovery::DeltaDiscoveryResponse, name: &str) -> bool {
     response.resources.iter().any(|r| r.name == name)
+}
+
+fn both_anchors(response: &mesh_proto::envoy::discovery::DeltaDiscoveryResponse) -> bool {
+    let any = response.resources[0].resource.as_ref().unwrap();
+    TrustBundle::decode(any.value.as_slice()).unwrap().anchors.len() == 2
 }
 
 #[tokio::test]
@@ -194,8 +201,9 @@ async fn the_new_key_signs_only_after_everyone_acknowledged_it() {
     three.join(&server, &token, "10.0.0.3").await.unwrap();
     assert_eq!(three.chain.last().unwrap().matches("BEGIN").count(), 2);
     let mut third = three.stream(&server, "three", &[TRUST_BUNDLE]).await.unwrap();
-    third.next().await.unwrap();
-    first.next().await.unwrap();
+    // Whoever connects before the new anchor is published is told the old one first.
+    third.until(both_anchors).await;
+    first.until(both_anchors).await;
     eventually("one acknowledgement", || async {
         let status = server
             .operator()
@@ -208,7 +216,7 @@ async fn the_new_key_signs_only_after_everyone_acknowledged_it() {
     })
     .await;
     let mut second = two.stream(&server, "two", &[TRUST_BUNDLE]).await.unwrap();
-    second.next().await.unwrap();
+    second.until(both_anchors).await;
     eventually("the switch", || async {
         let status = server
             .operator()
