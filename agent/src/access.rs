@@ -5,6 +5,7 @@ use std::time::Duration;
 use mesh_core::policy::Action;
 use mesh_core::world::Workload;
 
+use crate::copy::Count;
 use crate::failure::Failure;
 use crate::flows::{Direction, Facts};
 use crate::metrics;
@@ -24,8 +25,9 @@ pub fn opened(id: u64, facts: &Facts) {
 
 /// Writes the access-log line of a flow that is over, and counts it (`istio_tcp_*`). `forth` and `back` are bytes from the
 /// client to the server and from the server to the client.
-pub fn closed(id: u64, facts: &Facts, forth: u64, back: u64, duration: Duration, failure: Option<&Failure>) {
+pub fn closed(id: u64, facts: &Facts, forth: &Count, back: &Count, duration: Duration, failure: Option<&Failure>) {
     metrics::closed(facts, forth, back, failure);
+    let (forth, back) = (forth.get(), back.get());
     let (source, destination) = (facts.source_workload.as_deref(), facts.destination_workload.as_deref());
     let name = |workload: Option<&Workload>| workload.map(|one| one.workload_name.to_string()).unwrap_or_default();
     let namespace = |workload: Option<&Workload>| workload.map(|one| one.namespace.to_string()).unwrap_or_default();

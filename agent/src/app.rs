@@ -4,7 +4,7 @@ mod member;
 mod shard;
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -14,6 +14,7 @@ use crate::admin::status::View;
 use crate::admin::{self, Admin, Command};
 use crate::config::Config;
 use crate::config::source::{self, Loaded};
+use crate::pulse::Pulse;
 use crate::ready::Ready;
 use crate::state::State;
 use crate::trace::Level;
@@ -41,6 +42,8 @@ struct App {
     commands: mpsc::Receiver<Command>,
     level: Level,
     signals: Signals,
+    /// Of the data plane, while there is one.
+    pulse: watch::Sender<Option<Pulse>>,
 }
 
 #[derive(Debug)]
@@ -53,8 +56,8 @@ struct Signals {
 /// What ends a phase.
 enum Next {
     Stop,
-    /// By this command, which is answered when the member runs.
-    Joined(Joining),
+    /// By this command, if it was one, which is answered when the member runs.
+    Joined(Option<Joining>),
     Left,
 }
 
@@ -82,7 +85,8 @@ impl App {
         let listener = admin::bind(&config)?;
         admin::serve_ports(&admin).await?;
         tokio::spawn(admin::serve(admin, listener));
-        tokio::spawn(watchdog());
+        let (pulse, pulse_watch) = watch::channel(None);
+        tokio::spawn(watchdog(pulse_watch));
         let signals = Signals {
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
@@ -98,6 +102,7 @@ impl App {
             commands,
             level,
             signals,
+            pulse,
         })
     }
 
@@ -109,7 +114,7 @@ impl App {
                 None => self.wait_to_be_joined().await,
             };
             match next {
-                Next::Joined(asked) => joining = Some(asked),
+                Next::Joined(asked) => joining = asked,
                 Next::Left => {}
                 Next::Stop => {
                     notify::stopping("stopped");
@@ -126,12 +131,19 @@ impl App {
         self.view.send_replace(Arc::new(View::Waiting { error: None }));
         tracing::info!(target: "mesh_agent", "waiting to be joined; run: mesh-agent join");
         notify::ready("waiting to be joined; run: mesh-agent join");
+        let credential = join::credential();
+        let mut attempt = tokio::time::interval(ATTEMPT);
         loop {
             tokio::select! {
+                _ = attempt.tick(), if credential.is_some() => {
+                    if self.join_by_credential(credential.as_deref().unwrap_or_default()).await {
+                        return Next::Joined(None);
+                    }
+                }
                 command = self.commands.recv() => match command {
                     Some(Command::Join { token, address, reply }) => {
                         if let Some(joining) = self.join(&token, address, reply).await {
-                            return Next::Joined(joining);
+                            return Next::Joined(Some(joining));
                         }
                     }
                     Some(Command::Leave { reply }) => drop(reply.send(Err("this machine has not joined".into()))),
@@ -150,7 +162,7 @@ impl App {
         address: Option<std::net::IpAddr>,
         reply: oneshot::Sender<Result<String, String>>,
     ) -> Option<Joining> {
-        match join::join(&self.state, token, address, self.config.capture.mark).await {
+        match join::join(&self.state, token, address, &self.config.lookup()).await {
             Ok(member) => {
                 let text = format!(
                     "joined as {}/{} ({})",
@@ -165,6 +177,18 @@ impl App {
         }
     }
 
+    /// With the token that systemd holds for us, again and again: the control plane may not be there yet.
+    async fn join_by_credential(&self, token: &str) -> bool {
+        let joined = join::join(&self.state, token, None, &self.config.lookup()).await;
+        if let Err(error) = &joined {
+            let error = format!("the token of the systemd credential: {error:#}");
+            tracing::warn!(target: "mesh_agent", %error, "not joined; trying again");
+            notify::status(&error);
+            self.view.send_replace(Arc::new(View::Waiting { error: Some(error) }));
+        }
+        joined.is_ok()
+    }
+
     async fn member(&mut self, membership: join::Membership, joining: Option<Joining>) -> anyhow::Result<Next> {
         let mut member = match Member::start(&self.config, membership, &self.state, &self.ready).await {
             Ok(member) => member,
@@ -173,6 +197,7 @@ impl App {
                 return Err(error);
             }
         };
+        self.pulse.send_replace(Some(member.pulse()));
         self.view.send_replace(Arc::new(View::Member(member.view())));
         notify::ready(&format!("member {}", member.name()));
         if let Some(joining) = joining {
@@ -191,6 +216,7 @@ impl App {
                     Some(Command::Leave { reply }) => {
                         let told = member.tell_leave().await;
                         member.stop(Duration::ZERO).await?;
+                        self.pulse.send_replace(None);
                         self.state.forget()?;
                         let _ = reply.send(Ok(match told {
                             Ok(()) => "left the mesh".into(),
@@ -207,6 +233,7 @@ impl App {
         };
         notify::stopping("draining");
         member.stop(DRAIN).await?;
+        self.pulse.send_replace(None);
         Ok(next)
     }
 
@@ -250,18 +277,26 @@ async fn tell_failure(joining: Option<Joining>, error: &anyhow::Error) {
     }
 }
 
-/// Tells systemd that this runtime is alive.
-async fn watchdog() {
+/// Tells systemd that this runtime is alive, and the data plane's thread with it: when that hangs, systemd restarts us.
+async fn watchdog(pulse: watch::Receiver<Option<Pulse>>) {
     let Some(interval) = notify::watchdog_interval() else {
         return;
     };
     let mut tick = tokio::time::interval(interval);
     loop {
         tick.tick().await;
-        notify::watchdog();
+        let age = pulse.borrow().as_ref().map(|pulse| pulse.age(Instant::now()));
+        match age {
+            Some(age) if age > interval => {
+                tracing::error!(target: "mesh_agent", ?age, "the data plane makes no progress; systemd will restart the agent");
+            }
+            _ => notify::watchdog(),
+        }
     }
 }
 
+/// How often a join by credential is tried.
+const ATTEMPT: Duration = Duration::from_secs(10);
 /// Time for an answer on the admin socket to leave.
 const ANSWER: Duration = Duration::from_millis(200);
 /// How long live flows may go on after SIGTERM.

@@ -19,6 +19,7 @@ use tokio_rustls::client::TlsStream;
 use tonic::transport::{Channel, Endpoint};
 
 use crate::certs::Credentials;
+use crate::dns::Lookup;
 use crate::socket;
 use crate::tls::{PeerCertificate, provider};
 
@@ -71,11 +72,11 @@ pub async fn connect(
     trust_domain: &str,
     trust: &Trust,
     credentials: Option<&Credentials>,
-    mark: u32,
+    lookup: &Lookup,
 ) -> anyhow::Result<Verified> {
     let mut errors = Vec::new();
     for address in addresses {
-        match connect_one(address, trust_domain, trust, credentials, mark).await {
+        match connect_one(address, trust_domain, trust, credentials, lookup).await {
             Ok(verified) => return Ok(verified),
             Err(error) => errors.push(format!("{address}: {error:#}")),
         }
@@ -91,16 +92,12 @@ async fn connect_one(
     trust_domain: &str,
     trust: &Trust,
     credentials: Option<&Credentials>,
-    mark: u32,
+    lookup: &Lookup,
 ) -> anyhow::Result<Verified> {
-    let resolved = tokio::time::timeout(CONNECT, tokio::net::lookup_host(address)).await;
-    let resolved: Vec<_> = resolved
-        .context("resolving took too long")?
-        .context("resolving")?
-        .collect();
+    let resolved = lookup.resolve(address).await?;
     let mut last = anyhow!("the name has no address");
     for peer in resolved {
-        match socket::connect(peer, mark, CONNECT).await {
+        match socket::connect(peer, lookup.mark, CONNECT).await {
             Ok(stream) => {
                 let local = stream.local_addr()?;
                 let config = Arc::new(config(trust_domain, trust, credentials)?);

@@ -11,6 +11,8 @@ use std::path::PathBuf;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
+use crate::dns::Lookup;
+
 /// All settings.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -23,6 +25,16 @@ pub struct Config {
     pub dns: Dns,
     pub admin: Admin,
     pub log: Log,
+}
+
+impl Config {
+    /// How names of our own are resolved.
+    pub fn lookup(&self) -> Lookup {
+        Lookup {
+            dns: self.dns.clone(),
+            mark: self.capture.mark,
+        }
+    }
 }
 
 /// Where files are.

@@ -31,16 +31,26 @@ pub trait Sink {
 
 /// Bytes carried, readable while a flow lives.
 #[derive(Debug, Default)]
-pub struct Count(AtomicU64);
+pub struct Count {
+    total: AtomicU64,
+    /// What [`Count::fresh`] gave out.
+    told: AtomicU64,
+}
 
 impl Count {
     /// Bytes so far.
     pub fn get(&self) -> u64 {
-        self.0.load(Ordering::Relaxed)
+        self.total.load(Ordering::Relaxed)
+    }
+
+    /// Bytes since the last call, so that each is counted once.
+    pub fn fresh(&self) -> u64 {
+        let total = self.get();
+        total.saturating_sub(self.told.swap(total, Ordering::Relaxed))
     }
 
     fn add(&self, bytes: usize) {
-        self.0.fetch_add(bytes as u64, Ordering::Relaxed);
+        self.total.fetch_add(bytes as u64, Ordering::Relaxed);
     }
 }
 

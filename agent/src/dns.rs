@@ -2,6 +2,7 @@
 //! own resolvers (never from ourselves). Nothing binds port 53.
 
 mod forward;
+mod lookup;
 mod resolv;
 
 use std::cell::RefCell;
@@ -16,9 +17,11 @@ use mesh_core::packet::FlowKey;
 use tokio::sync::Semaphore;
 
 use crate::capture::{Flow, Replies};
+use crate::config;
 use crate::copy::{Sink, Source};
 use crate::failure::Failure;
 use crate::shared::Shared;
+pub use lookup::Lookup;
 pub use resolv::{ResolvConf, ResolvFile};
 
 /// The resolver of one shard. Cheap to clone.
@@ -44,12 +47,7 @@ impl Resolver {
 
     /// Whether this is where we answer DNS.
     pub fn serves(&self, destination: SocketAddr) -> bool {
-        destination.port() == 53 && self.is_ours(destination.ip())
-    }
-
-    fn is_ours(&self, address: IpAddr) -> bool {
-        let dns = &self.shared.config.dns;
-        address == IpAddr::V4(dns.resolver4) || address == IpAddr::V6(dns.resolver6)
+        destination.port() == 53 && is_ours(&self.shared.config.dns, destination.ip())
     }
 
     /// One captured datagram.
@@ -132,19 +130,23 @@ impl Resolver {
     }
 
     fn upstreams(&self) -> Vec<SocketAddr> {
-        let configured = &self.shared.config.dns.upstreams;
         let machine = self.file.borrow_mut().current();
-        let servers = if configured.is_empty() {
-            &machine.nameservers
-        } else {
-            configured
-        };
-        servers
-            .iter()
-            .copied()
-            .filter(|server| !self.is_ours(server.ip()))
-            .collect()
+        upstreams(&self.shared.config.dns, &machine)
     }
+}
+
+/// Whom to ask what is not ours: the configured servers, else the machine's; never ourselves.
+fn upstreams(dns: &config::Dns, machine: &ResolvConf) -> Vec<SocketAddr> {
+    let servers = match dns.upstreams.as_slice() {
+        [] => &machine.nameservers,
+        configured => configured,
+    };
+    let is_other = |server: &&SocketAddr| !is_ours(dns, server.ip());
+    servers.iter().filter(is_other).copied().collect()
+}
+
+fn is_ours(dns: &config::Dns, address: IpAddr) -> bool {
+    address == IpAddr::V4(dns.resolver4) || address == IpAddr::V6(dns.resolver6)
 }
 
 /// Takes one length-prefixed message off the front, if it is whole.

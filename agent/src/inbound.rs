@@ -48,7 +48,7 @@ pub async fn serve(shared: Arc<Shared>, request: Request) {
     access::opened(registered.id, &facts);
     let failure = carry(own.as_deref(), request, application, &mut registered).await.err();
     let failure = failure.map(|failure| failure.or_revoked(&shared.world(), &facts));
-    let (forth, back) = (registered.forth.get(), registered.back.get());
+    let (forth, back) = (&registered.forth, &registered.back);
     access::closed(registered.id, &facts, forth, back, started.elapsed(), failure.as_ref());
 }
 
@@ -172,8 +172,9 @@ fn facts(shared: &Shared, world: &World, request: &Request, own: Option<Arc<Work
 
 /// Tells the peer, the log and the metrics.
 async fn refuse(shared: &Arc<Shared>, request: Request, facts: Facts, failure: Failure) {
-    let id = shared.flows.register(facts.clone()).id;
-    access::closed(id, &facts, 0, 0, Duration::ZERO, Some(&failure));
+    let registered = shared.flows.register(facts.clone());
+    let (forth, back) = (&registered.forth, &registered.back);
+    access::closed(registered.id, &facts, forth, back, Duration::ZERO, Some(&failure));
     let _ = tokio::time::timeout(ANSWER, request.reject(answer(&failure))).await;
 }
 

@@ -12,7 +12,16 @@ use serde::{Deserialize, Serialize};
 
 use crate::certs::{Pem, key_and_request};
 use crate::channel::{self, Trust, hex};
+use crate::dns::Lookup;
 use crate::state::{self, State};
+
+/// The token that systemd hands us as the credential `token`; the unit's default, `none`, means that there is none.
+pub fn credential() -> Option<String> {
+    let directory = std::env::var_os("CREDENTIALS_DIRECTORY")?;
+    let token = std::fs::read_to_string(std::path::Path::new(&directory).join("token")).ok()?;
+    let token = token.trim();
+    (!token.is_empty() && token != "none").then(|| token.to_owned())
+}
 
 /// What this machine is a member of, and as whom. Kept as `membership.json` in the state directory.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -63,14 +72,14 @@ pub fn host_key(state: &State) -> anyhow::Result<HostKey> {
 }
 
 /// Joins with a token. Nothing but the host key is left behind by a failure; a lost reply is asked for again.
-pub async fn join(state: &State, text: &str, address: Option<IpAddr>, mark: u32) -> anyhow::Result<Membership> {
+pub async fn join(state: &State, text: &str, address: Option<IpAddr>, lookup: &Lookup) -> anyhow::Result<Membership> {
     let token = token::decode(text)?;
     let had_host_key = state.read(state::HOST_KEY)?.is_some();
     let host = host_key(state)?;
     let mut attempt = 0;
     let result = loop {
         attempt += 1;
-        match try_join(&token, &host, address, mark).await {
+        match try_join(&token, &host, address, lookup).await {
             Err(Refused { error, retry: true }) if attempt < ATTEMPTS => {
                 tracing::warn!(target: "mesh_agent::join", error = %format!("{error:#}"), attempt, "trying again");
                 tokio::time::sleep(Duration::from_millis(300 * attempt)).await;
@@ -112,7 +121,7 @@ async fn try_join(
     token: &BootstrapToken,
     host: &HostKey,
     address: Option<IpAddr>,
-    mark: u32,
+    lookup: &Lookup,
 ) -> Result<(Membership, Pem), Refused> {
     let pins = token
         .ca_pins
@@ -120,7 +129,7 @@ async fn try_join(
         .filter_map(|pin| pin.as_slice().try_into().ok())
         .collect();
     let trust = Trust::Pins(pins);
-    let connection = channel::connect(&token.addresses, &token.trust_domain, &trust, None, mark).await?;
+    let connection = channel::connect(&token.addresses, &token.trust_domain, &trust, None, lookup).await?;
     let proof = host.prove(&connection.exporter()?)?;
     let (key, csr) = key_and_request()?;
     let request = JoinRequest {

@@ -95,6 +95,11 @@ impl Kernel {
         })
     }
 
+    /// What is captured now; at first, what an earlier run left.
+    pub fn captured(&self) -> BTreeSet<IpNet> {
+        self.routes.prefixes()
+    }
+
     /// Captures exactly these prefixes, those of the settings, and the resolver's addresses. Only the difference is told to
     /// the kernel.
     pub fn update_prefixes(&mut self, prefixes: &BTreeSet<IpNet>) -> Result<(), KernelError> {

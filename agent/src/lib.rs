@@ -27,6 +27,7 @@ pub mod kernel;
 pub mod metrics;
 pub mod notify;
 pub mod outbound;
+pub mod pulse;
 pub mod ready;
 pub mod shared;
 pub mod socket;

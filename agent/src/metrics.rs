@@ -10,6 +10,7 @@ use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
 
 use crate::capture::Stats;
 use crate::certs::unix;
+use crate::copy::Count;
 use crate::failure::Failure;
 use crate::flows::{Direction, Facts, Flows};
 
@@ -44,10 +45,10 @@ pub fn opened(facts: &Facts) {
 }
 
 /// A flow is over.
-pub fn closed(facts: &Facts, forth: u64, back: u64, failure: Option<&Failure>) {
+pub fn closed(facts: &Facts, forth: &Count, back: &Count, failure: Option<&Failure>) {
     let labels = labels(facts, failure);
     counter!(CLOSED, labels.clone()).increment(1);
-    bytes(&labels, forth, back);
+    bytes(&labels, forth.fresh(), back.fresh());
     if failure.is_some() {
         counter!(FAILED, labels).increment(1);
     }
@@ -148,8 +149,14 @@ pub struct Health {
     pub xds_connected: bool,
 }
 
-/// Samples health.
+/// Samples health, and counts what living flows carried since the last time.
 pub fn sample(health: &Health) {
+    health.flows.for_each(|live| {
+        let (forth, back) = (live.forth.fresh(), live.back.fresh());
+        if forth > 0 || back > 0 {
+            bytes(&labels(&live.facts, None), forth, back);
+        }
+    });
     let snapshot = health.stats.snapshot();
     let counters = snapshot.counters;
     gauge!("mesh_agent_flows").set(count(health.flows.len() as u64));

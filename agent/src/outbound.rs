@@ -59,6 +59,7 @@ fn decide(shared: &Shared, world: &World, destination: SocketAddr, seed: u64) ->
         network: &shared.membership.network,
         workload: workload.as_deref(),
         namespace: &shared.membership.namespace,
+        settled: shared.is_settled(),
     };
     match route(world, &own, destination, seed, shared.config.outbound.attempts) {
         Route::Endpoints { service, candidates } => Ok((service, candidates)),
@@ -202,7 +203,8 @@ fn facts(
 fn refuse(shared: &Shared, flow: Flow, facts: Facts, failure: &Failure) {
     flow.refuse(failure.refusal());
     let registered = shared.flows.register(facts.clone());
-    access::closed(registered.id, &facts, 0, 0, Duration::ZERO, Some(failure));
+    let (forth, back) = (&registered.forth, &registered.back);
+    access::closed(registered.id, &facts, forth, back, Duration::ZERO, Some(failure));
 }
 
 async fn carry<D: Dial>(shared: &Arc<Shared>, flow: Flow, opened: Opened<D>, facts: Facts) {
@@ -219,7 +221,7 @@ async fn carry<D: Dial>(shared: &Arc<Shared>, flow: Flow, opened: Opened<D>, fac
         Err(Failure::PolicyChangeRemote(None)) => Some(name_remote_policy(shared, &facts).await),
         Err(failure) => Some(failure.or_revoked(&shared.world(), &facts)),
     };
-    let (forth, back) = (registered.forth.get(), registered.back.get());
+    let (forth, back) = (&registered.forth, &registered.back);
     access::closed(registered.id, &facts, forth, back, started.elapsed(), failure.as_ref());
 }
 

@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use mesh_core::world::{Workload, World};
 use tokio::sync::watch;
@@ -20,12 +21,19 @@ pub struct Shared {
     pub world: watch::Receiver<Arc<World>>,
     pub credentials: watch::Receiver<Option<Arc<Credentials>>>,
     pub flows: Arc<Flows>,
+    /// Whether the control plane was heard since the start.
+    pub settled: AtomicBool,
 }
 
 impl Shared {
     /// The world as it is now.
     pub fn world(&self) -> Arc<World> {
         self.world.borrow().clone()
+    }
+
+    /// Whether the control plane was heard since the start; before that, what an earlier run captured stays captured.
+    pub fn is_settled(&self) -> bool {
+        self.settled.load(Ordering::Acquire)
     }
 
     /// The certificate as it is now.

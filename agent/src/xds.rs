@@ -103,8 +103,8 @@ impl Xds {
             ..
         } = &self.membership;
         let trust = Trust::Roots(Arc::new(root_store(&credentials.root_pems)?));
-        let mark = self.config.capture.mark;
-        let connected = channel::connect(control_addresses, trust_domain, &trust, Some(&credentials), mark).await?;
+        let lookup = self.config.lookup();
+        let connected = channel::connect(control_addresses, trust_domain, &trust, Some(&credentials), &lookup).await?;
         let client = AggregatedDiscoveryServiceClient::new(connected.channel().await?);
         let mut client = client.max_decoding_message_size(MAX_MESSAGE);
 

@@ -131,6 +131,7 @@ fn decisions(criterion: &mut Criterion) {
         network: "",
         workload: None,
         namespace: "namespace-0",
+        settled: true,
     };
     let vip: SocketAddr = "240.240.0.7:80".parse().unwrap();
     criterion.bench_function("outbound/route to a service of 10", |bench| {

@@ -9,6 +9,7 @@ use hickory_proto::rr::RecordType;
 use crate::mix::Mix;
 use crate::world::World;
 
+pub mod lookup;
 mod message;
 mod names;
 #[cfg(test)]

@@ -14,6 +14,9 @@ pub struct Own<'a> {
     pub workload: Option<&'a Workload>,
     /// Namespace to look services up from.
     pub namespace: &'a str,
+    /// Whether the control plane was heard since the start. Before, an address that the world does not name may still be a
+    /// member's, captured by an earlier run: it must not be reached in plain.
+    pub settled: bool,
 }
 
 /// One way to reach a destination.
@@ -58,6 +61,8 @@ pub enum RouteFailure {
     NoSuchPort(String, u16),
     #[error("{0} is reached by a waypoint or gateway, which this version cannot use")]
     NeedsWaypoint(String),
+    #[error("nothing is known of {0} yet: the control plane was not heard since the start")]
+    NotSettled(SocketAddr),
 }
 
 /// Port of HBONE and of HBONE/3 at every member.
@@ -65,7 +70,8 @@ pub const HBONE_PORT: u16 = 15008;
 
 /// Decides. `seed` chooses among equals; `attempts` bounds the candidates.
 ///
-/// A service VIP wins over a workload's address. What is neither goes its way in plain, unchanged.
+/// A service VIP wins over a workload's address. What is neither goes its way in plain, unchanged, once the control plane
+/// was heard.
 pub fn route(world: &World, own: &Own<'_>, destination: SocketAddr, seed: u64, attempts: usize) -> Route {
     let destination = SocketAddr::new(destination.ip().to_canonical(), destination.port());
     if let Some(service) = world.service_at(own.network, destination.ip(), own.namespace) {
@@ -73,6 +79,7 @@ pub fn route(world: &World, own: &Own<'_>, destination: SocketAddr, seed: u64, a
     }
     match world.workload_at(own.network, destination.ip()) {
         Some(workload) => to_workload(own, workload, destination),
+        None if !own.settled => Route::Fail(RouteFailure::NotSettled(destination)),
         None => one_candidate(
             None,
             Candidate {

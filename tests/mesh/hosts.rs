@@ -71,6 +71,30 @@ fn a_crash_under_load_leaks_nothing_and_a_restart_recovers() {
 }
 
 #[test]
+fn what_was_captured_stays_so_after_a_crash_even_without_a_saved_world() {
+    let mut mesh = Mesh::start();
+    let orders = mesh.member("orders", "shop/orders");
+    let mut web = mesh.member("web", "shop/web");
+    let _nginx = orders.nginx(8080, "the marker of this test");
+    let direct = format!("http://{}:8080/", orders.ip4);
+    assert_eq!(web.wait_get(&direct), "the marker of this test");
+    let capture = mesh.sniff();
+    web.kill();
+    mesh.kill_control();
+    // As if the crash had come before the world was saved.
+    let _ = std::fs::remove_file(web.dir.join("state/world.bin"));
+    web.start();
+    wait_until(SOON, "the daemon to run", || web.status()["state"] == "member");
+    assert!(!web.curl(&["--max-time", "2", &direct]).status.success());
+    web.wait_log(&["connection failed", "was not heard since the start"]);
+    mesh.start_control();
+    assert_eq!(web.wait_get(&direct), "the marker of this test");
+    let wire = capture.stop();
+    assert!(!saw(&wire, b"the marker of this test"));
+    assert!(!saw(&wire, b"GET / HTTP"));
+}
+
+#[test]
 fn connections_opened_towards_us_stay_out() {
     let mut mesh = Mesh::start();
     let orders = mesh.member("orders", "shop/orders");

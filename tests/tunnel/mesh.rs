@@ -2,6 +2,7 @@
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use mesh_agent::certs::{Credentials, Pem};
@@ -92,6 +93,7 @@ impl Member {
             world: world_watch,
             credentials: credentials_watch,
             flows: Arc::<flows::Flows>::default(),
+            settled: AtomicBool::new(true),
         };
         Self {
             shared: Arc::new(shared),

@@ -4,6 +4,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use mesh_agent::certs::Pem;
+use mesh_agent::config::Config;
+use mesh_agent::dns::Lookup;
 use mesh_agent::join::join;
 use mesh_agent::state::State;
 use mesh_agent::tls::{PeerCertificate, provider};
@@ -67,7 +69,7 @@ fn a_member_in_the_middle_learns_nothing() {
         // A valid certificate of the right CA, but a workload's.
         let (port, heard) = server(&ca.member("web"), &ca).await;
         let dir = tempfile::tempdir().unwrap();
-        let error = join(&State::new(dir.path()), &token(&ca, port), None, 0)
+        let error = join(&State::new(dir.path()), &token(&ca, port), None, &unmarked())
             .await
             .unwrap_err();
         let said = format!("{error:#}");
@@ -87,7 +89,7 @@ fn another_ca_in_the_middle_learns_nothing() {
         let reserved = theirs.leaf("spiffe://mesh.internal/ns/mesh-system/sa/mesh-control", 30);
         let (port, heard) = server(&reserved, &theirs).await;
         let dir = tempfile::tempdir().unwrap();
-        let error = join(&State::new(dir.path()), &token(&ours, port), None, 0)
+        let error = join(&State::new(dir.path()), &token(&ours, port), None, &unmarked())
             .await
             .unwrap_err();
         assert!(format!("{error:#}").contains("token pins"), "{error:#}");
@@ -106,12 +108,21 @@ fn the_control_plane_itself_is_spoken_to() {
         let state = State::new(dir.path());
         let joining = tokio::time::timeout(std::time::Duration::from_secs(20), async {
             let token = token(&ca, port);
+            let lookup = unmarked();
             tokio::select! {
-                _ = join(&state, &token, None, 0) => {}
+                _ = join(&state, &token, None, &lookup) => {}
                 () = async { while heard.load(Ordering::Relaxed) == 0 { tokio::task::yield_now().await; } } => {}
             }
         });
         joining.await.unwrap();
         assert!(heard.load(Ordering::Relaxed) > 0);
     });
+}
+
+/// Setting a mark needs a capability, and nothing is captured here.
+fn unmarked() -> Lookup {
+    Lookup {
+        mark: 0,
+        ..Config::default().lookup()
+    }
 }

@@ -1,6 +1,7 @@
 //! A running member: the tasks of the control side, the shard, and our part of the kernel.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
@@ -19,6 +20,7 @@ use crate::config::Config;
 use crate::flows::Flows;
 use crate::join::Membership;
 use crate::kernel::{self, Kernel};
+use crate::pulse::Pulse;
 use crate::ready::{Pending, Ready};
 use crate::shared::Shared;
 use crate::state::State;
@@ -65,13 +67,14 @@ impl Member {
             world: world.clone(),
             credentials,
             flows: Arc::<Flows>::default(),
+            settled: AtomicBool::new(false),
         });
 
         let tun = Tun::open(&config.capture)?;
         let kernel = install(config.clone()).await?;
         let shard = Shard::start(shared.clone(), tun).await?;
         let (captured, captured_watch) = watch::channel(0);
-        let kernel = KernelTask::start(kernel, shared.clone(), captured);
+        let kernel = KernelTask::start(kernel, shared.clone(), xds_status.clone(), captured);
 
         let mut tasks = JoinSet::new();
         tasks.spawn(xds.run());
@@ -106,6 +109,11 @@ impl Member {
         }
     }
 
+    /// Beats while the data plane makes progress.
+    pub(super) fn pulse(&self) -> Pulse {
+        self.shard.pulse.clone()
+    }
+
     pub(super) fn name(&self) -> String {
         format!(
             "{}/{}",
@@ -130,8 +138,8 @@ impl Member {
             ..
         } = &self.shared.membership;
         let trust = Trust::Roots(Arc::new(root_store(&credentials.root_pems)?));
-        let mark = self.config.capture.mark;
-        let connection = channel::connect(control_addresses, trust_domain, &trust, Some(&credentials), mark).await?;
+        let lookup = self.config.lookup();
+        let connection = channel::connect(control_addresses, trust_domain, &trust, Some(&credentials), &lookup).await?;
         let mut client = JoinServiceClient::new(connection.channel().await?);
         tokio::time::timeout(Duration::from_secs(5), client.leave(LeaveRequest {})).await??;
         Ok(())
@@ -169,7 +177,12 @@ async fn install(config: Arc<Config>) -> anyhow::Result<Kernel> {
 
 impl KernelTask {
     /// Keeps captured prefixes and the packet filter true to the world.
-    fn start(kernel: Kernel, shared: Arc<Shared>, captured: watch::Sender<usize>) -> Self {
+    fn start(
+        kernel: Kernel,
+        shared: Arc<Shared>,
+        mut xds: watch::Receiver<xds::Status>,
+        captured: watch::Sender<usize>,
+    ) -> Self {
         let (stop, mut stopped) = watch::channel(false);
         let task = tokio::spawn(async move {
             let mut world = shared.world.clone();
@@ -180,6 +193,11 @@ impl KernelTask {
                     _ = stopped.changed() => {
                         tokio::task::spawn_blocking(move || kernel.remove()).await?.context("cleaning up the kernel")?;
                         return Ok(());
+                    }
+                    () = heard(&mut xds), if !shared.is_settled() => {
+                        // From now on what the world does not name is no member's.
+                        shared.settled.store(true, Ordering::Release);
+                        world.mark_changed();
                     }
                     changed = world.changed() => {
                         if changed.is_err() {
@@ -199,8 +217,19 @@ impl KernelTask {
     }
 }
 
+/// Resolves when the control plane has told all there is.
+async fn heard(xds: &mut watch::Receiver<xds::Status>) {
+    if xds.wait_for(|status| status.connected).await.is_err() {
+        std::future::pending().await
+    }
+}
+
 fn update(kernel: &mut Kernel, shared: &Shared, world: &World) -> usize {
-    let prefixes = world.captured_prefixes(&shared.membership.network, &shared.own_addresses(world));
+    let mut prefixes = world.captured_prefixes(&shared.membership.network, &shared.own_addresses(world));
+    if !shared.is_settled() {
+        // A saved world may be older than what the run before captured; nothing of that may leave in plain meanwhile.
+        prefixes.extend(kernel.captured());
+    }
     if let Err(error) = kernel.update_prefixes(&prefixes) {
         tracing::error!(target: "mesh_agent::kernel", %error, "captured prefixes were not updated");
     }

@@ -12,6 +12,7 @@ use tokio::task::LocalSet;
 use crate::capture::{Capture, Captured, Stats};
 use crate::certs::random;
 use crate::dns::Resolver;
+use crate::pulse::Pulse;
 use crate::shared::Shared;
 use crate::tun::Tun;
 use crate::tunnel::listen;
@@ -23,6 +24,8 @@ use crate::{inbound, outbound};
 pub(super) struct Shard {
     stop: watch::Sender<Phase>,
     thread: Option<thread::JoinHandle<()>>,
+    /// Beats while the thread makes progress.
+    pub(super) pulse: Pulse,
     /// Counts of the engine.
     pub(super) stats: Arc<Stats>,
     /// Resolves when the thread ends, with what went wrong.
@@ -44,12 +47,19 @@ impl Shard {
         let (stop, phase) = watch::channel(Phase::Serving);
         let (started, is_started) = oneshot::channel();
         let (ended, ended_receiver) = oneshot::channel();
+        let pulse = Pulse::default();
+        let beats = pulse.clone();
         let thread = thread::Builder::new().name("shard-0".into()).spawn(move || {
             let result = tokio::runtime::Builder::new_current_thread()
                 .enable_all()
                 .build()
                 .context("starting the data plane's runtime")
-                .and_then(|runtime| LocalSet::new().block_on(&runtime, serve(shared, tun, started, phase)));
+                .and_then(|runtime| {
+                    LocalSet::new().block_on(&runtime, async {
+                        tokio::task::spawn_local(beats.keep());
+                        serve(shared, tun, started, phase).await
+                    })
+                });
             if let Err(error) = result {
                 let _ = ended.send(error);
             }
@@ -60,6 +70,7 @@ impl Shard {
         Ok(Self {
             stop,
             thread: Some(thread),
+            pulse,
             stats,
             ended: ended_receiver,
         })

@@ -202,7 +202,7 @@ impl Renewal {
             trust_domain,
             &trust,
             credentials,
-            self.config.capture.mark,
+            &self.config.lookup(),
         )
         .await
     }

@@ -10,6 +10,8 @@ use nix::unistd::{Uid, User, setgid, setgroups, setuid};
 use super::commands::{answer, print};
 use super::{DONE, JoinArguments, client};
 use crate::config::Config;
+use crate::dns::Lookup;
+use crate::join::credential;
 use crate::state::State;
 
 /// Runs the command.
@@ -33,7 +35,11 @@ pub(super) fn run(config: &Config, arguments: JoinArguments) -> anyhow::Result<u
     become_service_user(&config.paths.state)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     // Without the daemon nothing is captured, so that no mark is needed (setting one needs a capability).
-    let member = runtime.block_on(crate::join::join(&state, &text, address, 0))?;
+    let lookup = Lookup {
+        mark: 0,
+        ..config.lookup()
+    };
+    let member = runtime.block_on(crate::join::join(&state, &text, address, &lookup))?;
     print(&format!(
         "joined as {}/{} ({})\n",
         member.namespace, member.workload_name, member.address
@@ -58,11 +64,8 @@ fn read_token(arguments: JoinArguments) -> anyhow::Result<String> {
     if let Ok(token) = std::env::var("MESH_AGENT_TOKEN") {
         return Ok(token);
     }
-    if let Ok(directory) = std::env::var("CREDENTIALS_DIRECTORY") {
-        let token = std::fs::read_to_string(Path::new(&directory).join("token")).unwrap_or_default();
-        if !token.trim().is_empty() && token.trim() != "none" {
-            return Ok(token);
-        }
+    if let Some(token) = credential() {
+        return Ok(token);
     }
     if std::io::stdin().is_terminal() {
         writeln!(std::io::stderr(), "paste the token, then press Enter:")?;

@@ -45,6 +45,9 @@ fn screen(status: &Value, colours: bool) -> String {
             "{}: run `sudo mesh-agent join` with a token",
             paint("waiting to be joined", "33")
         );
+        if let Some(error) = status["error"].as_str() {
+            let _ = writeln!(out, "problem        {error}");
+        }
         return out;
     }
     let healthy = status["healthy"] == true;
@@ -78,13 +81,19 @@ fn screen(status: &Value, colours: bool) -> String {
     line(
         "world",
         format!(
-            "{} services, {} workloads, {} policies; heard {} s ago{saved}",
-            world["services"], world["workloads"], world["policies"], world["age_seconds"]
+            "{} services, {} workloads, {} policies; heard {} ago{saved}",
+            world["services"],
+            world["workloads"],
+            world["policies"],
+            span(world["age_seconds"].as_u64().unwrap_or(0)),
         ),
     );
     line(
         "certificate",
-        format!("{} s left", status["certificate"]["seconds_left"]),
+        format!(
+            "{} left",
+            span(status["certificate"]["seconds_left"].as_u64().unwrap_or(0))
+        ),
     );
     line("capture", format!("{} prefixes", status["capture"]["prefixes"]));
     line(
@@ -106,4 +115,33 @@ fn screen(status: &Value, colours: bool) -> String {
         );
     }
     out
+}
+
+/// A span of time in its two largest units.
+fn span(seconds: u64) -> String {
+    let (days, hours, minutes) = (seconds / 86_400, seconds / 3_600 % 24, seconds / 60 % 60);
+    match (days, hours, minutes) {
+        (0, 0, 0) => format!("{seconds} s"),
+        (0, 0, _) => format!("{minutes} min {} s", seconds % 60),
+        (0, ..) => format!("{hours} h {minutes} min"),
+        _ => format!("{days} d {hours} h"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::span;
+
+    #[test]
+    fn spans_have_two_units() {
+        for (seconds, text) in [
+            (0, "0 s"),
+            (59, "59 s"),
+            (61, "1 min 1 s"),
+            (86_399, "23 h 59 min"),
+            (90_000, "1 d 1 h"),
+        ] {
+            assert_eq!(span(seconds), text);
+        }
+    }
 }

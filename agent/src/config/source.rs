@@ -120,6 +120,12 @@ fn check(config: &Config) -> anyhow::Result<()> {
             capture.ring_bytes
         );
     }
+    if let Err(error) = config.log.level.parse::<tracing_subscriber::EnvFilter>() {
+        bail!(
+            "log.level: {:?} is not a filter such as info,mesh_agent::tunnel=debug: {error}",
+            config.log.level
+        );
+    }
     if capture.mark == 0 {
         bail!("capture.mark: 0 would not tell the agent's own sockets from others");
     }

@@ -30,6 +30,7 @@ fn routed(world: &World, own: Option<&Workload>, destination: &str, seed: u64) -
         network: "",
         workload: own,
         namespace: "shop",
+        settled: true,
     };
     route(world, &own, destination.parse().unwrap(), seed, 3)
 }
@@ -53,6 +54,19 @@ fn failure(route: Route) -> RouteFailure {
         Route::Fail(failure) => failure,
         Route::Endpoints { candidates, .. } => panic!("{candidates:?}"),
     }
+}
+
+#[test]
+fn before_the_control_plane_was_heard_unknown_addresses_go_nowhere() {
+    let destination = "192.0.2.1:443".parse().unwrap();
+    let own = Own {
+        network: "",
+        workload: None,
+        namespace: "shop",
+        settled: false,
+    };
+    let route = route(&World::default(), &own, destination, 0, 3);
+    assert_eq!(failure(route), RouteFailure::NotSettled(destination));
 }
 
 #[test]
