@@ -38,7 +38,7 @@ demo() { MESH_BIN=$BIN DEMO_MEGABYTES=64 tests/demo/demo.sh; }
 has_root() { [ "$(id -u)" = 0 ]; }
 has_tun() { [ -c /dev/net/tun ]; }
 
-if has_root; then tier packages packaging/needs.sh test demo lint package; fi
+if has_root; then tier packages packaging/needs.sh test demo lint package systemd; fi
 tier lint make --no-print-directory lint
 tier build build_programs
 if has_root && has_tun; then
@@ -53,7 +53,13 @@ fi
 tier "tests (documentation)" doc_tests
 tier "fuzz ($FUZZ_SECONDS s a target)" env CARGO_TARGET_DIR= fuzz/run.sh "$FUZZ_SECONDS"
 tier package packaging/build.sh
-if has_root; then tier "package, installed" packaging/check.sh; else skip "package, installed" "needs root"; fi
+if has_root && has_tun; then
+    tier "package, installed" packaging/check.sh
+    tier "package, under systemd" tests/systemd/life.sh
+else
+    skip "package, installed" "needs root"
+    skip "package, under systemd" "needs root and /dev/net/tun"
+fi
 
 printf '%s\n' "${SUMMARY[@]}"
 echo "ALL TIERS PASSED in $SECONDS s"

@@ -95,10 +95,12 @@ impl Side {
     }
 }
 
-/// The same congestion control for all, whatever the machine's default; and ports that can be used again, or a connection
+/// A loss-based congestion control for all, whatever the machine's default (some kernels do not let a namespace choose
+/// cubic; without loss reno is no different); and ports that can be used again, or a connection
 /// rate would measure the search for a free port.
 fn tune(host: &Host) {
-    host.sh("echo cubic > /proc/sys/net/ipv4/tcp_congestion_control");
+    let file = "/proc/sys/net/ipv4/tcp_congestion_control";
+    host.sh(&format!("echo cubic > {file} 2>/dev/null || echo reno > {file}"));
     host.sh("echo 1 > /proc/sys/net/ipv4/tcp_tw_reuse");
     host.sh("echo 1024 65000 > /proc/sys/net/ipv4/ip_local_port_range");
 }

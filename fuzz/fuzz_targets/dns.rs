@@ -25,6 +25,14 @@ fuzz_target!(|bytes: &[u8]| {
             assert_eq!(answer[..2], bytes[..2]);
         }
     }
+    for v6 in [false, true] {
+        if let Ok(found) = dns::lookup::addresses(1, "a", v6, bytes) {
+            assert!(found.len() <= 16 && found.iter().all(|ip| ip.is_ipv6() == v6));
+        }
+    }
+    if let Ok(text) = std::str::from_utf8(bytes) {
+        dns::lookup::in_hosts(text, "control");
+    }
     if let Some(answer) = dns::servfail(bytes) {
         assert_eq!(answer[..2], bytes[..2]);
     }

@@ -201,7 +201,13 @@ impl Machine {
     }
 
     pub fn start(&mut self) {
+        self.start_with(&[]);
+    }
+
+    /// With this in its environment.
+    pub fn start_with(&mut self, environment: &[(&str, &str)]) {
         let mut command = self.agent_command(&["run"]);
+        command.envs(environment.iter().copied());
         log_to(&mut command, &self.dir.join("agent.log"));
         self.agent = Some(self.host.spawn(&mut command));
     }
@@ -287,11 +293,15 @@ impl Machine {
         std::fs::write(dir.join("www/index.html"), answer).unwrap();
         let root = dir.display();
         let conf = format!(
-            "daemon off; pid {root}/pid; error_log {root}/error.log; worker_processes 1;\nevents {{ worker_connections 8000; }}\nhttp {{ access_log off; client_body_temp_path {root}/b; proxy_temp_path {root}/p; fastcgi_temp_path {root}/f; uwsgi_temp_path {root}/u; scgi_temp_path {root}/s;\n server {{ listen {port} backlog=4096; listen [::]:{port} backlog=4096; root {root}/www; }} }}\n"
+            "daemon off; master_process off; pid {root}/pid; error_log {root}/error.log; worker_processes 1;\nevents {{ worker_connections 8000; }}\nhttp {{ access_log off; client_body_temp_path {root}/b; proxy_temp_path {root}/p; fastcgi_temp_path {root}/f; uwsgi_temp_path {root}/u; scgi_temp_path {root}/s;\n server {{ listen {port} backlog=4096; listen [::]:{port} backlog=4096; root {root}/www; }} }}\n"
         );
         std::fs::write(dir.join("nginx.conf"), conf).unwrap();
+        // One process, which holds nothing of ours: a worker would outlive its killed master.
         let mut command = self.host.command("nginx");
         command
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
             .arg("-c")
             .arg(dir.join("nginx.conf"))
             .arg("-e")

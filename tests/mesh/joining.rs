@@ -220,3 +220,82 @@ fn no_identity(machine: &Machine) -> bool {
         .iter()
         .all(|name| !machine.dir.join("state").join(name).exists())
 }
+
+#[test]
+fn a_certificate_is_renewed_at_half_life_and_no_stream_drops() {
+    let mut mesh = Mesh::start_with("certificate_lifetime_seconds = 12");
+    let orders = mesh.member("orders", "shop/orders");
+    let web = mesh.member("web", "shop/web");
+    let _server = orders.host.echo_server("0.0.0.0:8080");
+    let address = web.host.resolve("orders.shop.mesh.internal");
+    let mut stream = web.host.connect(&format!("{address}:80")).unwrap();
+    let first = |machine: &Machine| machine.status()["certificate"]["serial"].clone();
+    let (web_first, orders_first) = (first(&web), first(&orders));
+    // Each side has a new certificate, twice over; what was opened under the first goes on.
+    for round in 0..2 {
+        let (web_now, orders_now) = (first(&web), first(&orders));
+        wait_until(SOON, "both certificates to be renewed", || {
+            assert_eq!(echo(&mut stream, b"still here"), b"still here", "round {round}");
+            first(&web) != web_now && first(&orders) != orders_now
+        });
+    }
+    assert!(web_first.is_string() && first(&web) != web_first && first(&orders) != orders_first);
+}
+
+#[test]
+fn a_machine_that_was_off_for_longer_than_its_certificate_lived_comes_back() {
+    let mut mesh = Mesh::start_with("certificate_lifetime_seconds = 10");
+    let orders = mesh.member("orders", "shop/orders");
+    let mut web = mesh.member("web", "shop/web");
+    let _nginx = orders.nginx(8080, "back again");
+    let until = web.status()["certificate"]["not_after"].as_u64().unwrap();
+    web.kill();
+    wait_until(SOON, "the certificate to lapse", || {
+        std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap().as_secs() > until
+    });
+    web.start();
+    web.wait_ready();
+    assert_eq!(web.wait_get("http://orders.shop.mesh.internal/"), "back again");
+    let agents = mesh.ctl_json(&["agents"]);
+    let of = |name: &str| {
+        let mut all = agents.as_array().unwrap().iter();
+        all.find(|agent| agent["serviceAccount"] == name).unwrap()["recoveries"].clone()
+    };
+    assert_eq!((of("web"), of("orders")), (1.into(), 0.into()), "{agents}");
+
+    // Revoked, it does not.
+    let until = web.status()["certificate"]["not_after"].as_u64().unwrap();
+    web.kill();
+    mesh.ctl(&["revoke", &format!("shop/web-{}", web.ip4)]);
+    wait_until(SOON, "the certificate to lapse", || {
+        std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap().as_secs() > until
+    });
+    web.start();
+    web.wait_log(&["revoked"]);
+    assert!(!web.curl(&["-f", "http://orders.shop.mesh.internal/"]).status.success());
+}
+
+#[test]
+fn a_token_in_a_systemd_credential_is_joined_with_as_soon_as_the_control_plane_is_there() {
+    let mut mesh = Mesh::start();
+    let mut machine = mesh.machine("m");
+    let credentials = machine.dir.join("credentials");
+    std::fs::create_dir(&credentials).unwrap();
+    std::fs::write(credentials.join("token"), mesh.token("shop/orders")).unwrap();
+    mesh.kill_control();
+    machine.start_with(&[("CREDENTIALS_DIRECTORY", credentials.to_str().unwrap())]);
+    wait_until(SOON, "the status to name what is wrong", || {
+        let status = machine.status();
+        status["state"] == "waiting" && status["error"].as_str().is_some_and(|text| text.contains("credential"))
+    });
+    mesh.start_control();
+    machine.wait_ready();
+}
+
+fn echo(stream: &mut std::net::TcpStream, bytes: &[u8]) -> Vec<u8> {
+    use std::io::{Read, Write};
+    stream.write_all(bytes).unwrap();
+    let mut back = vec![0; bytes.len()];
+    stream.read_exact(&mut back).unwrap();
+    back
+}

@@ -3,6 +3,8 @@
 use crate::fixture::{Mesh, SOON};
 use mesh_lab::wait_until;
 
+use crate::tools::Tools as _;
+
 #[test]
 fn flows_are_counted_and_logged_with_both_identities() {
     let mut mesh = Mesh::start();
@@ -45,6 +47,42 @@ fn flows_are_counted_and_logged_with_both_identities() {
                 assert!(series.contains(label), "{label} in {series}");
             }
         }
+    }
+}
+
+#[test]
+fn bytes_are_counted_while_a_flow_lives() {
+    let mut mesh = Mesh::start();
+    let orders = mesh.member("orders", "shop/orders");
+    let web = mesh.member("web", "shop/web");
+    let _server = orders.host.echo_server("0.0.0.0:8080");
+    let address = web.host.resolve("orders.shop.mesh.internal");
+    let mut stream = web.host.connect(&format!("{address}:80")).unwrap();
+    std::io::Write::write_all(&mut stream, &[7; 1000]).unwrap();
+    std::io::Read::read_exact(&mut stream, &mut [0; 1000]).unwrap();
+    for machine in [&web, &orders] {
+        let sum = |name: &str| -> u64 {
+            let metrics = machine.get("http://127.0.0.1:15020/metrics");
+            let series = metrics.lines().filter(|line| line.starts_with(name));
+            series
+                .map(|line| line.rsplit(' ').next().unwrap().parse::<u64>().unwrap())
+                .sum()
+        };
+        wait_until(SOON, "the bytes to be counted", || {
+            sum("istio_tcp_sent_bytes_total") == 1000 && sum("istio_tcp_received_bytes_total") == 1000
+        });
+        assert_eq!(sum("istio_tcp_connections_closed_total"), 0, "it lives");
+    }
+    // Counted once: the end adds nothing.
+    drop(stream);
+    for machine in [&web, &orders] {
+        machine.wait_log(&["access", "connection complete", "bytes_sent=1000"]);
+        let metrics = machine.get("http://127.0.0.1:15020/metrics");
+        let sent = metrics
+            .lines()
+            .find(|line| line.starts_with("istio_tcp_sent_bytes_total"))
+            .unwrap();
+        assert!(sent.ends_with(" 1000"), "{sent}");
     }
 }
 
