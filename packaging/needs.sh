@@ -10,7 +10,7 @@ set -euo pipefail
 packages_of() {
     case $1 in
         demo) echo curl iproute2 jq nftables nginx-light openssl procps tcpdump util-linux ;;
-        test) echo conntrack curl faketime iproute2 jq nftables nginx-light openssl procps python3-venv tcpdump util-linux ;;
+        test) echo conntrack curl faketime iproute2 iputils-ping jq nftables nginx-light openssl procps python3-venv tcpdump util-linux ;;
         lint) echo shellcheck ;;
         package) echo debhelper dpkg-dev lintian systemd ;;
         systemd) echo iproute2 mmdebstrap systemd-container util-linux ;;
