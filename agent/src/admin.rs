@@ -3,6 +3,7 @@
 
 pub mod dump;
 pub mod status;
+mod why;
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
@@ -98,6 +99,7 @@ impl Admin {
         match (request.method(), path.as_str()) {
             (&Method::GET, "/status") => json(&status::render(&self.view.borrow())),
             (&Method::GET, "/config_dump") => json(&dump::render(&self.view.borrow())),
+            (&Method::GET, "/why") => self.why(&query),
             (&Method::GET, "/flows") => json(&status::flows(&self.view.borrow())),
             (&Method::POST, "/join" | "/leave" | "/logging") if uid != Some(0) => {
                 text(StatusCode::FORBIDDEN, "only root may do this; try sudo")
@@ -113,8 +115,19 @@ impl Admin {
             }
             _ => text(
                 StatusCode::NOT_FOUND,
-                "GET /status /flows /config_dump; POST /join /leave /logging?level=",
+                "GET /status /flows /config_dump /why?source=&destination=; POST /join /leave /logging?level=",
             ),
+        }
+    }
+
+    fn why(&self, query: &str) -> Reply {
+        let view = self.view.borrow().clone();
+        let View::Member(member) = &*view else {
+            return text(StatusCode::CONFLICT, "this machine has not joined");
+        };
+        match why::render(member, query) {
+            Ok(answer) => json(&answer),
+            Err(wrong) => text(StatusCode::BAD_REQUEST, &wrong),
         }
     }
 

@@ -4,6 +4,7 @@ mod client;
 mod commands;
 mod join;
 mod status;
+mod why;
 
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -11,7 +12,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand, ValueEnum};
 
-/// Exit codes: 0 done, 1 failed, 2 wrong usage, 3 not joined, 4 the daemon does not run.
+/// Exit codes: 0 done, 1 failed, 2 wrong usage, 3 not joined, 4 the daemon does not run, 5 the connection would be refused.
 #[derive(Debug, Parser)]
 #[command(name = "mesh-agent", version, about = "A userspace service mesh for this machine", after_help = EXAMPLES)]
 pub struct Cli {
@@ -26,9 +27,11 @@ const EXAMPLES: &str = "Examples:
   sudo mesh-agent join < token          join with a token from `meshctl token create`
   sudo systemctl enable --now mesh-agent
   mesh-agent status                     how this machine stands
+  mesh-agent why self orders.shop.mesh.internal:80   which rule decides
   sudo mesh-agent leave                 leave the mesh and forget the identity
 
-Exit codes: 0 done, 1 failed, 2 wrong usage, 3 not joined, 4 the daemon does not run";
+Exit codes: 0 done, 1 failed, 2 wrong usage, 3 not joined, 4 the daemon does not run,
+            5 the connection would be refused (why)";
 
 #[derive(Debug, Subcommand)]
 enum Command {
@@ -43,6 +46,21 @@ enum Command {
     /// Show how this machine stands
     #[command(after_help = "Examples:\n  mesh-agent status\n  mesh-agent status -o json | jq .problems")]
     Status {
+        /// How to print
+        #[arg(short, long, value_enum, default_value_t = Output::Text)]
+        output: Output,
+    },
+    /// Say which rule decides about a connection, on both sides, without making it
+    #[command(
+        after_help = "Examples:\n  mesh-agent why self orders.shop.mesh.internal:80\n  mesh-agent why shop/web-10.0.0.4 10.0.0.5:8080\n  mesh-agent why spiffe://mesh.internal/ns/shop/sa/web orders.shop.mesh.internal:80 -o json\n\nExit codes: 0 it would be allowed, 5 it would be refused; others as of every command"
+    )]
+    Why {
+        /// Who connects: self, an IP address, NAMESPACE/WORKLOAD or a SPIFFE ID
+        #[arg(value_name = "SRC")]
+        source: String,
+        /// To what: an address or a name of the mesh, and a port
+        #[arg(value_name = "DST:PORT")]
+        destination: String,
         /// How to print
         #[arg(short, long, value_enum, default_value_t = Output::Text)]
         output: Output,
@@ -110,6 +128,7 @@ const DONE: u8 = 0;
 const FAILED: u8 = 1;
 const NOT_JOINED: u8 = 3;
 const NOT_RUNNING: u8 = 4;
+const DENIED: u8 = 5;
 
 #[cfg(test)]
 mod tests {

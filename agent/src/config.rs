@@ -129,7 +129,9 @@ pub struct Tunnel {
     pub max_handshakes: usize,
     /// Streams that a peer may have open.
     pub max_streams: u32,
-    /// CONNECTs per second and peer; bursts of twice as many.
+    /// Tunnels that a peer may have open to us.
+    pub max_tunnels_per_peer: usize,
+    /// CONNECTs per second and peer, over all of its tunnels; bursts of twice as many.
     pub max_connects_per_second: u32,
     /// Milliseconds without a packet until a tunnel is given up.
     pub idle_timeout_ms: u32,
@@ -148,6 +150,7 @@ impl Default for Tunnel {
             trust_domain_aliases: Vec::new(),
             max_handshakes: 1024,
             max_streams: 4096,
+            max_tunnels_per_peer: 32,
             max_connects_per_second: 10_000,
             idle_timeout_ms: 10_000,
             keep_alive_ms: 3_000,

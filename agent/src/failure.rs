@@ -49,6 +49,9 @@ pub enum Failure {
     /// The application on this machine reset the flow.
     #[error("reset by the application")]
     ApplicationReset,
+    /// The application gave up before the far side answered.
+    #[error("the application gave up before the far side answered")]
+    Abandoned,
     /// The far side reset the stream.
     #[error("reset by the peer (code {0})")]
     PeerReset(u64),
@@ -79,7 +82,8 @@ pub fn denial_policies(denial: &Denial) -> String {
     }
 }
 
-fn denial_text(denial: &Denial) -> String {
+/// A denial in words, with the policies that it names.
+pub fn denial_text(denial: &Denial) -> String {
     match denial {
         Denial::Explicit(key) => format!("explicitly denied by {key}"),
         Denial::NotAllowed(_) => format!("allow policies exist, but none matched: {}", denial_policies(denial)),

@@ -28,21 +28,21 @@ pub async fn serve(shared: Arc<Shared>, request: Request) {
     let mut facts = facts(&shared, &world, &request, own.clone());
     let target = match find_target(&shared, own.as_deref(), &request) {
         Ok(target) => target,
-        Err(failure) => return refuse(&shared, request, facts, failure).await,
+        Err(failure) => return refuse(&shared, request, facts, started, failure).await,
     };
     facts.destination = target;
     // Registered first and judged after, so that no change of policy falls between.
     let mut registered = shared.flows.register(facts.clone());
     if let Err(failure) = judge(&shared, &facts) {
         drop(registered);
-        return refuse(&shared, request, facts, failure).await;
+        return refuse(&shared, request, facts, started, failure).await;
     }
     let limit = Duration::from_millis(shared.config.outbound.connect_timeout_ms);
     let application = match socket::connect(delivery(&shared, target), shared.config.capture.mark, limit).await {
         Ok(stream) => tcp::split(stream),
         Err(error) => {
             drop(registered);
-            return refuse(&shared, request, facts, error.into()).await;
+            return refuse(&shared, request, facts, started, error.into()).await;
         }
     };
     access::opened(registered.id, &facts);
@@ -171,10 +171,10 @@ fn facts(shared: &Shared, world: &World, request: &Request, own: Option<Arc<Work
 }
 
 /// Tells the peer, the log and the metrics.
-async fn refuse(shared: &Arc<Shared>, request: Request, facts: Facts, failure: Failure) {
+async fn refuse(shared: &Arc<Shared>, request: Request, facts: Facts, started: Instant, failure: Failure) {
     let registered = shared.flows.register(facts.clone());
     let (forth, back) = (&registered.forth, &registered.back);
-    access::closed(registered.id, &facts, forth, back, Duration::ZERO, Some(&failure));
+    access::closed(registered.id, &facts, forth, back, started.elapsed(), Some(&failure));
     let _ = tokio::time::timeout(ANSWER, request.reject(answer(&failure))).await;
 }
 

@@ -21,6 +21,7 @@ use crate::tunnel::{ConnectHead, Dial, Peer, Target};
 
 /// Serves one flow to its end. Never fails: what goes wrong is told to the application, the log and the metrics.
 pub async fn serve<D: Dial>(shared: Arc<Shared>, dial: D, flow: Flow, seed: u64) {
+    let started = Instant::now();
     let world = shared.world();
     let client = flow.key().source;
     let destination = flow.key().destination;
@@ -29,7 +30,7 @@ pub async fn serve<D: Dial>(shared: Arc<Shared>, dial: D, flow: Flow, seed: u64)
         Ok(found) => found,
         Err(failure) => {
             let facts = facts(&shared, &world, client, destination, None, None);
-            return refuse(&shared, flow, facts, &failure);
+            return refuse(&shared, flow, facts, started, &failure);
         }
     };
 
@@ -42,12 +43,16 @@ pub async fn serve<D: Dial>(shared: Arc<Shared>, dial: D, flow: Flow, seed: u64)
         destination,
     };
     let outcome = tokio::select! {
-        outcome = attempts.run(&candidates) => outcome,
-        () = flow.abandoned() => return,
+        outcome = attempts.run(&candidates) => Some(outcome),
+        () = flow.abandoned() => None,
     };
     match outcome {
-        Ok((opened, facts)) => carry(&shared, flow, opened, facts).await,
-        Err((failure, facts)) => refuse(&shared, flow, *facts, &failure),
+        Some(Ok((opened, facts))) => carry(&shared, flow, opened, facts).await,
+        Some(Err((failure, facts))) => refuse(&shared, flow, *facts, started, &failure),
+        None => {
+            let facts = attempts.facts(candidates.first());
+            refuse(&shared, flow, facts, started, &Failure::Abandoned);
+        }
     }
 }
 
@@ -87,14 +92,7 @@ impl<D: Dial> Attempts<'_, D> {
     async fn run(&mut self, candidates: &[Candidate]) -> Result<(Opened<D>, Facts), (Failure, Box<Facts>)> {
         let mut last = None;
         for candidate in candidates {
-            let mut facts = facts(
-                self.shared,
-                self.world,
-                self.client,
-                self.destination,
-                self.service.as_deref(),
-                Some(candidate),
-            );
+            let mut facts = self.facts(Some(candidate));
             match self.open(candidate, &mut facts).await {
                 Ok(opened) => return Ok((opened, facts)),
                 Err(failure) => {
@@ -108,16 +106,21 @@ impl<D: Dial> Attempts<'_, D> {
             }
         }
         Err(last.unwrap_or_else(|| {
-            let facts = facts(
-                self.shared,
-                self.world,
-                self.client,
-                self.destination,
-                self.service.as_deref(),
-                None,
-            );
-            (Failure::Unreachable("no endpoint to try".into()), Box::new(facts))
+            let none = Failure::Unreachable("no endpoint to try".into());
+            (none, Box::new(self.facts(None)))
         }))
+    }
+
+    fn facts(&self, candidate: Option<&Candidate>) -> Facts {
+        let service = self.service.as_deref();
+        facts(
+            self.shared,
+            self.world,
+            self.client,
+            self.destination,
+            service,
+            candidate,
+        )
     }
 
     async fn open(&self, candidate: &Candidate, facts: &mut Facts) -> Result<Opened<D>, Failure> {
@@ -200,11 +203,11 @@ fn facts(
 }
 
 /// The application sees why, and so do the log and the metrics.
-fn refuse(shared: &Shared, flow: Flow, facts: Facts, failure: &Failure) {
+fn refuse(shared: &Shared, flow: Flow, facts: Facts, started: Instant, failure: &Failure) {
     flow.refuse(failure.refusal());
     let registered = shared.flows.register(facts.clone());
     let (forth, back) = (&registered.forth, &registered.back);
-    access::closed(registered.id, &facts, forth, back, Duration::ZERO, Some(failure));
+    access::closed(registered.id, &facts, forth, back, started.elapsed(), Some(failure));
 }
 
 async fn carry<D: Dial>(shared: &Arc<Shared>, flow: Flow, opened: Opened<D>, facts: Facts) {

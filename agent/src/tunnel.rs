@@ -2,6 +2,7 @@
 
 mod connection;
 pub mod header;
+mod limits;
 pub mod listen;
 mod pool;
 pub mod quic;

@@ -73,6 +73,13 @@ pub fn decide(query: &[u8], world: &World, view: &View<'_>, seed: u64, max: usiz
     }
 }
 
+/// The addresses that a name of the mesh stands for, of both families; empty for a name that is not the mesh's.
+pub fn resolve(name: &str, world: &World, view: &View<'_>) -> Vec<std::net::IpAddr> {
+    let name = name.trim_end_matches('.').to_ascii_lowercase();
+    names::find(&name, world, view)
+        .map_or_else(Vec::new, |found| names::addresses(found.service(), world, view.network))
+}
+
 /// SERVFAIL for a query whose forwarding failed; `None` when the query has no readable header.
 pub fn servfail(query: &[u8]) -> Option<Vec<u8>> {
     match message::read(query) {

@@ -13,6 +13,7 @@
 //! | [`balance`] | which endpoint of a service gets a connection |
 //! | [`outbound`] | what is to be done with a connection that an application of ours opened |
 //! | [`inbound`] | what is to be done with a CONNECT that a peer sent us |
+//! | [`why`] | why a connection would or would not be, for those who ask |
 //! | [`dns`] | what is answered, and what is forwarded |
 //! | [`xds`] | the delta-xDS session: versions, nonces, ACK and NACK |
 //! | [`h3`] | HTTP/3 frames, QPACK and the CONNECT head |
@@ -32,5 +33,6 @@ pub mod packet;
 pub mod policy;
 pub mod rotation;
 pub mod token;
+pub mod why;
 pub mod world;
 pub mod xds;

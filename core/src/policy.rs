@@ -13,7 +13,7 @@ mod plaintext;
 #[cfg(test)]
 mod tests;
 
-pub use plaintext::{PlaintextRule, TOO_MANY_SOURCES, compile_plaintext};
+pub use plaintext::{PlaintextRule, TOO_MANY_SOURCES, compile_plaintext, judge_plaintext};
 
 /// Which workloads a policy is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

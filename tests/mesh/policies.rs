@@ -4,7 +4,7 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
-use crate::fixture::{Machine, Mesh, SOON};
+use crate::fixture::{Machine, Mesh, SOON, text};
 use mesh_lab::wait_until;
 
 use crate::tools::Tools as _;
@@ -54,6 +54,20 @@ fn a_denial_names_its_policy_on_every_surface() {
             .find(|line| line.starts_with("mesh_agent_denials_total") && line.contains("shop/no-web"));
         assert!(denials.is_some(), "{}: {metrics}", machine.name);
     }
+    for (source, code, words) in [
+        ("self", 5, "explicitly denied by shop/no-web"),
+        ("spiffe://mesh.internal/ns/shop/sa/web", 5, "shop/no-web"),
+        ("spiffe://mesh.internal/ns/other/sa/guest", 0, "no policy denies it"),
+        ("10.77.0.250", 0, "no identity, in plain"),
+    ] {
+        let output = web.try_agent(&["why", source, "orders.shop.mesh.internal:80"]);
+        assert_eq!(output.status.code(), Some(code), "{source}: {}", text(&output));
+        assert!(text(&output).contains(words), "{source}: {}", text(&output));
+    }
+    let answer = web.try_agent(&["why", "self", &format!("{}:8080", orders.ip4), "-o", "json"]);
+    let answer: serde_json::Value = serde_json::from_slice(&answer.stdout).unwrap();
+    assert_eq!(answer["endpoints"][0]["policies"][0], "shop/no-web", "{answer}");
+    assert_eq!(web.try_agent(&["why", "self", "nobody:80"]).status.code(), Some(1));
     // Others are not concerned.
     assert_eq!(guest.wait_get("http://orders.shop.mesh.internal/"), "secret");
 

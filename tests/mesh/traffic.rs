@@ -115,6 +115,13 @@ fn a_refused_port_is_refused_and_a_dead_machine_is_not() {
         .host
         .enter(|| TcpStream::connect_timeout(&format!("{vip}:80").parse().unwrap(), SOON));
     assert!(lost.is_err());
+    let line = web.wait_log(&[
+        "access",
+        "connection failed",
+        "orders.example.com",
+        "blocking UDP port 15008",
+    ]);
+    assert!(!line.contains("duration=\"0ms\""), "{line}");
     assert!(
         started.elapsed() < Duration::from_secs(20),
         "took {:?}",

@@ -110,13 +110,18 @@ impl Member {
 
     /// Serves tunnels; where. Must be called on a [`LocalSet`].
     pub fn serve(&self) -> SocketAddr {
+        self.serve_drainable().0
+    }
+
+    /// The same, with the handle by which it is told to drain.
+    pub fn serve_drainable(&self) -> (SocketAddr, Quic) {
         let quic = Quic::bind(self.shared.clone()).unwrap();
         let address = quic.local_address().unwrap();
         let shared = self.shared.clone();
         let handler = move |request| inbound::serve(shared.clone(), request);
-        tokio::task::spawn_local(listen::run(quic, handler));
+        tokio::task::spawn_local(listen::run(quic.clone(), handler));
         tokio::task::spawn_local(inbound::recheck(self.shared.clone()));
-        address
+        (address, quic)
     }
 
     pub fn dialer(&self) -> Quic {

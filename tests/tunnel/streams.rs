@@ -176,3 +176,60 @@ fn a_black_hole_times_out() {
         assert!(started.elapsed() >= limit);
     });
 }
+
+#[test]
+fn who_drains_serves_what_lives_and_refuses_the_rest_at_once() {
+    run(async || {
+        let (web, orders) = pair();
+        let application = echo_server().await;
+        let (peer, serving) = orders.serve_drainable();
+        let quic = web.dialer();
+        let mut stream = dial(&quic, peer, &["orders"], &application).await.unwrap();
+        echo(&mut stream, b"before").await.unwrap();
+        serving.drain();
+        echo(&mut stream, b"while draining").await.unwrap();
+        // Refused on the tunnel that was open, and then on a new one; never left to time out.
+        let started = Instant::now();
+        loop {
+            let Err(failure) = dial(&quic, peer, &["orders"], &application).await else {
+                continue;
+            };
+            assert!(failure.is_retryable(), "{failure}");
+            if matches!(failure, Failure::Unreachable(_)) {
+                break;
+            }
+        }
+        assert!(started.elapsed() < Duration::from_secs(1), "{:?}", started.elapsed());
+        echo(&mut stream, b"still").await.unwrap();
+    });
+}
+
+#[test]
+fn a_peer_gets_so_many_tunnels_and_connects_however_it_asks() {
+    run(async || {
+        let ca = Ca::new();
+        let web = Member::new("web", &ca.member("web"));
+        let mut orders = Member::new("orders", &ca.member("orders"));
+        let shared = std::sync::Arc::get_mut(&mut orders.shared).unwrap();
+        let tunnel = &mut std::sync::Arc::get_mut(&mut shared.config).unwrap().tunnel;
+        (tunnel.max_tunnels_per_peer, tunnel.max_connects_per_second) = (2, 3);
+        let peer = orders.serve();
+        // Each dialler has a pool of its own, so each opens a tunnel of its own.
+        let diallers = [web.dialer(), web.dialer(), web.dialer()];
+        let mut statuses = Vec::new();
+        for dialler in &diallers {
+            for _ in 0..4 {
+                statuses.push(dial(dialler, peer, &["orders"], "10.9.9.8:80").await.unwrap_err());
+            }
+        }
+        let served = |failure: &Failure| matches!(failure, Failure::Status { status: 400, .. });
+        // Twice three, and what a busy machine's time refills.
+        let count = statuses.iter().take(8).filter(|one| served(one)).count();
+        assert!((6..8).contains(&count), "{count} of 8 were served: {statuses:?}");
+        assert!(!statuses.iter().skip(8).any(served), "a third tunnel: {statuses:?}");
+        // Another member is not concerned.
+        let guest = Member::new("guest", &ca.member("guest"));
+        let dialled = dial(&guest.dialer(), peer, &["orders"], "10.9.9.8:80").await;
+        assert!(served(&dialled.unwrap_err()));
+    });
+}

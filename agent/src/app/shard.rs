@@ -114,7 +114,7 @@ async fn serve(
         let shared = shared.clone();
         move |request| inbound::serve(shared.clone(), request)
     };
-    let listening = tokio::task::spawn_local(listen::run(quic.clone(), serve_inbound));
+    tokio::task::spawn_local(listen::run(quic.clone(), serve_inbound));
     let _ = started.send(capture.stats());
 
     let on = {
@@ -131,7 +131,7 @@ async fn serve(
                 if changed.is_err() || now == Phase::Stopped {
                     break;
                 }
-                listening.abort();
+                quic.drain();
             }
         }
     }

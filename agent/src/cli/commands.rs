@@ -4,7 +4,7 @@ use std::io::Write as _;
 
 use anyhow::Context as _;
 
-use super::{Cli, Command, ConfigCommand, DONE, FAILED, NOT_JOINED, Output, client, join, status};
+use super::{Cli, Command, ConfigCommand, DONE, FAILED, NOT_JOINED, Output, client, join, status, why};
 use crate::config::Config;
 use crate::config::source::{self, Loaded};
 use crate::state::State;
@@ -17,6 +17,11 @@ pub(super) fn run(cli: Cli) -> anyhow::Result<u8> {
         Command::Run => app::run(loaded).map(|()| DONE),
         Command::Join(arguments) => join::run(&loaded.config, arguments),
         Command::Status { output } => status::run(&loaded.config, output),
+        Command::Why {
+            source,
+            destination,
+            output,
+        } => why::run(&loaded.config, &source, &destination, output),
         Command::Leave => leave(&loaded.config),
         Command::Cleanup => cleanup(&loaded.config),
         Command::Config(ConfigCommand::Check) => print(&format!("{} is valid\n", loaded.file.display())).map(|()| DONE),

@@ -4,10 +4,11 @@ use std::cell::Cell;
 use std::rc::Rc;
 use std::time::{Duration, Instant, SystemTime};
 
-use mesh_core::h3::frame::{Decoder, Frame, Stream, control_preface};
+use mesh_core::h3::frame::{Decoder, Frame, Stream, control_preface, goaway};
 use mesh_core::h3::{H3Error, code, read_varint, stream_type};
 use quinn::{ConnectionError, RecvStream, VarInt};
 use rustls_pki_types::CertificateDer;
+use tokio::sync::watch;
 
 use super::Peer;
 use crate::failure::Failure;
@@ -20,8 +21,10 @@ pub(super) struct Tunnel {
     pub(super) peer: Peer,
     /// When the first of the two certificates expires.
     expires: SystemTime,
-    /// The peer said that it takes no new streams.
+    /// The peer said that it takes no new streams, or we did.
     going_away: Cell<bool>,
+    /// The lowest request that has not come yet.
+    next_request: Cell<u64>,
     /// For as long as a stream lives, it holds one of these.
     in_use: Rc<Use>,
     last_used: Cell<Instant>,
@@ -53,6 +56,7 @@ impl Tunnel {
             peer,
             expires,
             going_away: Cell::new(false),
+            next_request: Cell::new(0),
             in_use: Rc::new(Use),
             last_used: Cell::new(Instant::now()),
         }))
@@ -61,6 +65,11 @@ impl Tunnel {
     /// Whether a new stream may be opened or taken.
     pub(super) fn takes_streams(&self) -> bool {
         !self.going_away.get() && SystemTime::now() < self.expires && self.quic.close_reason().is_none()
+    }
+
+    /// A request came. They come in the order of their ids, which are four apart (RFC 9000 2.1).
+    pub(super) fn note_request(&self, id: quinn::StreamId) {
+        self.next_request.set(VarInt::from(id).into_inner() + 4);
     }
 
     /// To be held by a new stream.
@@ -74,10 +83,11 @@ impl Tunnel {
         (Rc::strong_count(&self.in_use) - 1) / 2
     }
 
-    /// Serves what is not a request, until the connection ends: control streams, revocation, idleness.
-    pub(super) async fn attend(self: Rc<Self>, mut world: WorldWatch) {
+    /// Serves what is not a request, until the connection ends: control streams, revocation, idleness; and, for a tunnel
+    /// that we accepted, GOAWAY once `draining` turns true.
+    pub(super) async fn attend(self: Rc<Self>, mut world: WorldWatch, mut draining: Option<watch::Receiver<bool>>) {
         // Closing a control stream is a connection error, so it is held to the end.
-        let _control = tokio::select! {
+        let mut control = tokio::select! {
             opened = self.open_control() => opened,
             _ = self.quic.closed() => return,
         };
@@ -95,6 +105,12 @@ impl Tunnel {
                     Err(_) => return self.close(code::NO_ERROR, b"stopping"),
                 },
                 _ = check.tick() => self.close_if_idle(),
+                () = drained(draining.as_mut()) => {
+                    draining = None;
+                    if let Ok(control) = &mut control {
+                        self.go_away(control).await;
+                    }
+                }
             }
         }
     }
@@ -106,6 +122,14 @@ impl Tunnel {
             .await
             .map_err(super::stream::write_failure)?;
         Ok(stream)
+    }
+
+    /// What is served goes on; what comes from now on is rejected, and may be tried elsewhere (RFC 9114 5.2).
+    async fn go_away(&self, control: &mut quinn::SendStream) {
+        self.going_away.set(true);
+        if let Err(error) = control.write_all(&goaway(self.next_request.get())).await {
+            tracing::debug!(target: "mesh_agent::tunnel", peer = %self.peer.identity, %error, "GOAWAY was not sent");
+        }
     }
 
     fn close_if_revoked(&self, world: &WorldWatch) {
@@ -171,6 +195,17 @@ impl Tunnel {
             }
         }
         Ok(())
+    }
+}
+
+/// Resolves once the agent drains; never without such a watch.
+async fn drained(draining: Option<&mut watch::Receiver<bool>>) {
+    let told = match draining {
+        Some(draining) => draining.wait_for(|draining| *draining).await.is_ok(),
+        None => false,
+    };
+    if !told {
+        std::future::pending().await
     }
 }
 

@@ -11,6 +11,7 @@ use mesh_core::h3::{H3Error, code};
 use quinn::Incoming;
 
 use super::connection::{Tunnel, lost};
+use super::limits::Peers;
 use super::quic::Quic;
 use super::stream::{AbortCode, StreamSink, StreamSource};
 use super::{ConnectHead, Peer};
@@ -55,7 +56,11 @@ impl Request {
 
 /// Serves the endpoint until it is closed. `serve` is called for each request on this thread, and spawned.
 pub async fn run<F: Future<Output = ()> + 'static>(quic: Quic, serve: impl Fn(Request) -> F + Clone + 'static) {
-    let handshakes = Rc::new(Cell::new(0usize));
+    let config = &quic.shared.config.tunnel;
+    let guard = Guard {
+        handshakes: Rc::default(),
+        peers: Rc::new(Peers::new(config.max_tunnels_per_peer, config.max_connects_per_second)),
+    };
     let mut credentials = quic.shared.credentials.clone();
     credentials.mark_changed();
     loop {
@@ -65,7 +70,7 @@ pub async fn run<F: Future<Output = ()> + 'static>(quic: Quic, serve: impl Fn(Re
                 Err(_) => return,
             },
             incoming = quic.endpoint.accept() => match incoming {
-                Some(incoming) => admit(&quic, incoming, &handshakes, &serve),
+                Some(incoming) => admit(&quic, incoming, &guard, &serve),
                 None => return,
             },
         }
@@ -85,16 +90,24 @@ fn configure(quic: &Quic) {
     }
 }
 
+/// What is counted over all connections.
+#[derive(Clone)]
+struct Guard {
+    handshakes: Rc<Cell<usize>>,
+    peers: Rc<Peers>,
+}
+
 /// Before authentication everything is bounded: handshakes under way, and above a quarter of that, who does not answer at
 /// its address costs nothing (Retry, RFC 9000 8.1.2).
 fn admit<F: Future<Output = ()> + 'static>(
     quic: &Quic,
     incoming: Incoming,
-    handshakes: &Rc<Cell<usize>>,
+    guard: &Guard,
     serve: &(impl Fn(Request) -> F + Clone + 'static),
 ) {
     let most = quic.shared.config.tunnel.max_handshakes;
-    if handshakes.get() >= most {
+    let handshakes = &guard.handshakes;
+    if handshakes.get() >= most || quic.is_draining() {
         return incoming.refuse();
     }
     if handshakes.get() >= most / 4 && !incoming.remote_address_validated() {
@@ -106,7 +119,8 @@ fn admit<F: Future<Output = ()> + 'static>(
     }
     handshakes.set(handshakes.get() + 1);
     let under_way = UnderWay(handshakes.clone());
-    tokio::task::spawn_local(handshake(quic.clone(), incoming, under_way, serve.clone()));
+    let peers = guard.peers.clone();
+    tokio::task::spawn_local(handshake(quic.clone(), incoming, under_way, peers, serve.clone()));
 }
 
 /// Counts down when a handshake is over.
@@ -122,6 +136,7 @@ async fn handshake<F: Future<Output = ()> + 'static>(
     quic: Quic,
     incoming: Incoming,
     under_way: UnderWay,
+    peers: Rc<Peers>,
     serve: impl Fn(Request) -> F + Clone + 'static,
 ) {
     let address = incoming.remote_address();
@@ -136,7 +151,7 @@ async fn handshake<F: Future<Output = ()> + 'static>(
     };
     drop(under_way);
     match tunnel {
-        Ok(tunnel) => requests(quic, tunnel, serve).await,
+        Ok(tunnel) => requests(quic, tunnel, &peers, serve).await,
         Err(failure) => tracing::info!(target: "mesh_agent::tunnel", %address, %failure, "a peer was turned away"),
     }
 }
@@ -145,16 +160,23 @@ async fn handshake<F: Future<Output = ()> + 'static>(
 async fn requests<F: Future<Output = ()> + 'static>(
     quic: Quic,
     tunnel: Rc<Tunnel>,
+    peers: &Peers,
     serve: impl Fn(Request) -> F + Clone + 'static,
 ) {
+    let Some(allowance) = peers.enter(tunnel.peer.spki_sha256, Instant::now()) else {
+        tracing::info!(target: "mesh_agent::tunnel", peer = %tunnel.peer.identity, address = %tunnel.peer.address, "a peer has too many tunnels: one more was refused");
+        return tunnel.close(H3Error::ExcessiveLoad.code(), b"too many tunnels of one peer");
+    };
     tracing::debug!(target: "mesh_agent::tunnel", peer = %tunnel.peer.identity, address = %tunnel.peer.address, "tunnel accepted");
-    tokio::task::spawn_local(tunnel.clone().attend(quic.shared.world.clone()));
-    let mut rate = Rate::new(quic.shared.config.tunnel.max_connects_per_second);
+    let draining = Some(quic.draining());
+    tokio::task::spawn_local(tunnel.clone().attend(quic.shared.world.clone(), draining));
     while let Ok((send, recv)) = tunnel.quic.accept_bi().await {
+        let id = recv.id();
         let code = AbortCode::new();
         let sink = StreamSink::new(send, code.clone(), tunnel.in_use());
         let source = StreamSource::new(recv, code.clone(), tunnel.in_use());
-        if !tunnel.takes_streams() || !rate.allows(Instant::now()) {
+        tunnel.note_request(id);
+        if !tunnel.takes_streams() || !allowance.takes(Instant::now()) {
             // Dropping resets; the peer may try again elsewhere.
             code.set(code::REQUEST_REJECTED);
             continue;
@@ -204,35 +226,6 @@ async fn read_head(tunnel: &Tunnel, mut source: StreamSource, sink: StreamSink) 
         source,
         sink,
     })
-}
-
-/// Requests a second, with bursts of twice as many.
-struct Rate {
-    per_second: f64,
-    left: f64,
-    at: Instant,
-}
-
-impl Rate {
-    fn new(per_second: u32) -> Self {
-        let per_second = f64::from(per_second);
-        Self {
-            per_second,
-            left: per_second * 2.0,
-            at: Instant::now(),
-        }
-    }
-
-    fn allows(&mut self, now: Instant) -> bool {
-        let gained = now.duration_since(self.at).as_secs_f64() * self.per_second;
-        self.left = (self.left + gained).min(self.per_second * 2.0);
-        self.at = now;
-        if self.left < 1.0 {
-            return false;
-        }
-        self.left -= 1.0;
-        true
-    }
 }
 
 /// Time for a handshake, and for the head of a request.

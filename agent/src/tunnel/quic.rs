@@ -8,6 +8,7 @@ use mesh_core::h3::frame::Frame;
 use mesh_core::h3::head::{decode_response, encode_request};
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use quinn::{EndpointConfig, IdleTimeout, MtuDiscoveryConfig, TransportConfig, VarInt};
+use tokio::sync::watch;
 
 use super::connection::{Tunnel, lost};
 use super::pool::Pool;
@@ -27,6 +28,7 @@ pub struct Quic {
     pub(super) endpoint: quinn::Endpoint,
     transport: Arc<TransportConfig>,
     pool: Pool,
+    draining: watch::Sender<bool>,
 }
 
 impl Quic {
@@ -44,6 +46,7 @@ impl Quic {
             endpoint,
             transport,
             pool: Pool::default(),
+            draining: watch::Sender::new(false),
         })
     }
 
@@ -66,6 +69,19 @@ impl Quic {
     /// Where tunnels are accepted.
     pub fn local_address(&self) -> std::io::Result<std::net::SocketAddr> {
         self.endpoint.local_addr()
+    }
+
+    /// Peers are told to go elsewhere with new flows (GOAWAY), new tunnels of theirs are refused; what lives goes on.
+    pub fn drain(&self) {
+        self.draining.send_replace(true);
+    }
+
+    pub(super) fn is_draining(&self) -> bool {
+        *self.draining.borrow()
+    }
+
+    pub(super) fn draining(&self) -> watch::Receiver<bool> {
+        self.draining.subscribe()
     }
 
     /// Closes every tunnel, and says so to the peers.
@@ -94,7 +110,7 @@ impl Quic {
         })?;
         let tunnel = Tunnel::new(quic, credentials.not_after)?;
         tracing::debug!(target: "mesh_agent::tunnel", peer = %tunnel.peer.identity, address = %tunnel.peer.address, "tunnel open");
-        tokio::task::spawn_local(tunnel.clone().attend(self.shared.world.clone()));
+        tokio::task::spawn_local(tunnel.clone().attend(self.shared.world.clone(), None));
         tokio::task::spawn_local(refuse_requests(tunnel.clone()));
         Ok(tunnel)
     }

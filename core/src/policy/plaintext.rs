@@ -10,7 +10,7 @@ use std::sync::Arc;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use super::matching::Facts;
-use super::{Applicable, Decision, Match};
+use super::{Applicable, Decision, Denial, Match};
 use crate::world::{Workload, World};
 
 /// Most source prefixes, and most questions (prefixes times ports), that are compiled; beyond, the ports are denied.
@@ -66,6 +66,21 @@ pub fn compile_plaintext(world: &World, workload: &Workload) -> Vec<PlaintextRul
         .into_iter()
         .flat_map(|(lines, ports)| printed(lines, ports))
         .collect()
+}
+
+/// What the kernel says, by [`compile_plaintext`], of a connection from `source` to this port.
+pub fn judge_plaintext(world: &World, workload: &Workload, source: IpAddr, port: u16) -> Decision {
+    let source = source.to_canonical();
+    let rule = compile_plaintext(world, workload).into_iter().find(|rule| {
+        let from = |sources: &Vec<IpNet>| sources.iter().any(|prefix| prefix.contains(&source));
+        rule.sources.as_ref().is_none_or(from) && rule.ports.as_ref().is_none_or(|ports| ports.contains(&port))
+    });
+    match rule {
+        Some(rule) if !rule.allow => Decision::Denied(rule.policy.map_or(Denial::NotSynced, Denial::Explicit)),
+        rule => Decision::Allowed {
+            policy: rule.and_then(|rule| rule.policy),
+        },
+    }
 }
 
 /// A part of the sources in which all policies agree: those in `prefix` and in none of the others inside it.
