@@ -106,7 +106,7 @@ fn proxy_process() {
         let mut stop = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()).unwrap();
         let tun = Tun::open(&config.capture).unwrap();
         assert_eq!(tun.offload().segmentation, config.capture.offload);
-        let mut kernel = Kernel::install(&config).unwrap();
+        let mut kernel = Kernel::install(&config, &[]).unwrap();
         let (four, six) = Lan::addresses(2);
         let captured: BTreeSet<_> = [VIRTUAL4, VIRTUAL6, four.into(), six.into()]
             .map(ipnet::IpNet::from)

@@ -43,7 +43,7 @@ fn everything_is_installed_once_and_removed() {
     host.enter(|| {
         let config = Config::default();
         let tun = Tun::open(&config.capture).unwrap();
-        let mut kernel = Kernel::install(&config).unwrap();
+        let mut kernel = Kernel::install(&config, &[]).unwrap();
         kernel
             .update_prefixes(&prefixes(&["240.240.0.0/16", "fd00:240::/64", "127.0.0.0/8"]))
             .unwrap();
@@ -63,7 +63,7 @@ fn everything_is_installed_once_and_removed() {
         assert!(!installed.contains("127.0.0.0/8 dev mesh0"));
         assert!(!installed.contains("fe80::/64 dev mesh0"));
         // A second agent's part is the same, and makes nothing twice.
-        let mut again = Kernel::install(&config).unwrap();
+        let mut again = Kernel::install(&config, &[]).unwrap();
         again
             .update_prefixes(&prefixes(&["240.240.0.0/16", "fd00:240::/64"]))
             .unwrap();
@@ -80,7 +80,7 @@ fn a_change_is_one_change() {
     host.enter(|| {
         let config = Config::default();
         let _tun = Tun::open(&config.capture).unwrap();
-        let mut kernel = Kernel::install(&config).unwrap();
+        let mut kernel = Kernel::install(&config, &[]).unwrap();
         let table = || host.ip("route show table 28005");
         kernel
             .update_prefixes(&prefixes(&["240.240.0.1/32", "240.240.0.2/32"]))
@@ -100,7 +100,7 @@ fn a_hundred_thousand_prefixes_within_five_seconds() {
     host.enter(|| {
         let config = Config::default();
         let _tun = Tun::open(&config.capture).unwrap();
-        let mut kernel = Kernel::install(&config).unwrap();
+        let mut kernel = Kernel::install(&config, &[]).unwrap();
         let many: BTreeSet<IpNet> = (0..100_000_u32)
             .map(|number| IpNet::from(IpAddr::from(Ipv4Addr::from(0xf0f0_0000 + number))))
             .collect();
@@ -127,7 +127,7 @@ fn what_a_killed_agent_leaves_fails_closed_and_is_taken_over() {
     let captured = prefixes(&["10.77.0.2/32", "fd77::2/128"]);
     host.enter(|| {
         let tun = Tun::open(&config.capture).unwrap();
-        let mut kernel = Kernel::install(&config).unwrap();
+        let mut kernel = Kernel::install(&config, &[]).unwrap();
         kernel.update_prefixes(&captured).unwrap();
         // As a kill does: the device goes, the rest stays.
         drop(kernel);
@@ -138,7 +138,7 @@ fn what_a_killed_agent_leaves_fails_closed_and_is_taken_over() {
     assert_eq!(connect().unwrap_err().kind(), ErrorKind::HostUnreachable);
     host.enter(|| {
         let tun = Tun::open(&config.capture).unwrap();
-        let kernel = Kernel::install(&config).unwrap();
+        let kernel = Kernel::install(&config, &[]).unwrap();
         // Before the first world is known, what was captured still is.
         assert!(host.ip("route get 10.77.0.2 ipproto tcp").contains("mesh0"));
         drop(kernel);
@@ -172,7 +172,7 @@ fn a_connection_from_before_goes_on() {
     host.enter(|| {
         let config = Config::default();
         let _tun = Tun::open(&config.capture).unwrap();
-        let mut kernel = Kernel::install(&config).unwrap();
+        let mut kernel = Kernel::install(&config, &[]).unwrap();
         kernel
             .update_prefixes(&prefixes(&["10.77.0.2/32", "fd77::2/128"]))
             .unwrap();
@@ -195,7 +195,7 @@ fn a_machine_without_ipv6_is_served_too() {
     host.enter(|| {
         let config = Config::default();
         let _tun = Tun::open(&config.capture).unwrap();
-        let mut kernel = Kernel::install(&config).unwrap();
+        let mut kernel = Kernel::install(&config, &[]).unwrap();
         kernel
             .update_prefixes(&prefixes(&["240.240.0.0/16", "fd00:240::/64"]))
             .unwrap();
@@ -213,7 +213,7 @@ fn open_failure_leaves_the_plain_way() {
     config.capture.on_failure = mesh_agent::config::OnFailure::Open;
     host.enter(|| {
         let tun = Tun::open(&config.capture).unwrap();
-        let mut kernel = Kernel::install(&config).unwrap();
+        let mut kernel = Kernel::install(&config, &[]).unwrap();
         kernel.update_prefixes(&prefixes(&["10.77.0.2/32"])).unwrap();
         assert!(host.ip("route get 10.77.0.2 ipproto tcp").contains("mesh0"));
         drop(kernel);
@@ -230,7 +230,7 @@ fn a_taken_address_is_told() {
     host.enter(|| {
         let config = Config::default();
         let _tun = Tun::open(&config.capture).unwrap();
-        let error = Kernel::install(&config).unwrap_err();
+        let error = Kernel::install(&config, &[]).unwrap_err();
         assert!(matches!(error, KernelError::AddressTaken { .. }));
         assert_eq!(
             error.to_string(),
@@ -246,7 +246,7 @@ fn the_addresses_of_the_device_are_for_this_machine_only() {
     let config = Config::default();
     let heard = host.enter(|| {
         let tun = Tun::open(&config.capture).unwrap();
-        let kernel = Kernel::install(&config).unwrap();
+        let kernel = Kernel::install(&config, &[]).unwrap();
         let socket = UdpSocket::bind("0.0.0.0:9999").unwrap();
         (socket, tun, kernel)
     });
@@ -276,15 +276,46 @@ fn forwarded_traffic_is_captured_only_from_a_named_bridge() {
     host.sh("echo 1 > /proc/sys/net/ipv4/ip_forward");
     host.enter(|| {
         let _tun = Tun::open(&config.capture).unwrap();
-        let mut kernel = Kernel::install(&config).unwrap();
+        let mut kernel = Kernel::install(&config, &[]).unwrap();
         kernel.update_prefixes(&prefixes(&["240.240.0.0/16"])).unwrap();
         assert!(!route().contains("mesh0"), "{}", route());
         config.capture.forward_interfaces = vec!["docker0".into()];
-        let mut kernel = Kernel::install(&config).unwrap();
+        let mut kernel = Kernel::install(&config, &[]).unwrap();
         kernel.update_prefixes(&prefixes(&["240.240.0.0/16"])).unwrap();
         assert!(route().contains("mesh0"), "{}", route());
         kernel.remove().unwrap();
     });
+}
+
+#[test]
+fn what_is_forbidden_is_so_from_the_first_moment() {
+    let lan = Lan::new();
+    let (host, peer) = (lan.host("host"), lan.host("peer"));
+    let _listener = host.enter(|| TcpListener::bind("10.77.0.1:80").unwrap());
+    let connect = || peer.enter(|| TcpStream::connect_timeout(&"10.77.0.1:80".parse().unwrap(), SOON));
+    connect().unwrap();
+    host.enter(|| {
+        let config = Config::default();
+        let _tun = Tun::open(&config.capture).unwrap();
+        let kernel = Kernel::install(&config, &[deny(&[80])]).unwrap();
+        assert!(connect().is_err(), "before the first update");
+        // A killed agent leaves its table. The next one knows less, and loosens nothing until it is told to.
+        drop(kernel);
+        let mut kernel = Kernel::install(&config, &[]).unwrap();
+        assert!(kernel.inherits_guard() && connect().is_err(), "after a crash");
+        kernel.update_guard(&[]).unwrap();
+        assert!(!kernel.inherits_guard());
+        connect().unwrap();
+        // Long lists, which are printed over several lines, survive as well.
+        let ports: Vec<u16> = (500..700).map(|port| port * 2).collect();
+        kernel.update_guard(&[deny(&ports), deny(&[80])]).unwrap();
+        drop(kernel);
+        let kernel = Kernel::install(&config, &[]).unwrap();
+        assert!(connect().is_err(), "after a crash with long lists");
+        assert_eq!(kernel.plaintext_counts().unwrap().len(), 2);
+        kernel.remove().unwrap();
+    });
+    connect().unwrap();
 }
 
 #[test]
@@ -294,7 +325,7 @@ fn plaintext_that_a_policy_forbids_is_refused_and_live_connections_are_cut() {
     let config = Config::default();
     let (_tun, mut kernel, declared, other) = host.enter(|| {
         let tun = Tun::open(&config.capture).unwrap();
-        let kernel = Kernel::install(&config).unwrap();
+        let kernel = Kernel::install(&config, &[]).unwrap();
         let declared = TcpListener::bind("10.77.0.1:8080").unwrap();
         (tun, kernel, declared, TcpListener::bind("10.77.0.1:22").unwrap())
     });

@@ -11,6 +11,7 @@ use std::collections::BTreeSet;
 use std::io;
 
 use ipnet::IpNet;
+use mesh_core::policy::PlaintextRule;
 
 use crate::config::{Capture, Config, Dns, OnFailure};
 
@@ -69,15 +70,21 @@ pub struct Kernel {
 
 impl Kernel {
     /// Installs the guard, brings the device up with its addresses, then adds routes and rules, in this order, so that no
-    /// address is unguarded and no rule leads to a table that is not ready. After an error, [`cleanup`] removes what was done. Takes over what an earlier run left: its prefixes stay captured
-    /// (unreachable) until the first [`Self::update_prefixes`].
-    pub fn install(config: &Config) -> Result<Self, KernelError> {
+    /// address is unguarded and no rule leads to a table that is not ready. After an error, [`cleanup`] removes what was
+    /// done. Takes over what an earlier run left: its prefixes stay captured (unreachable) until the first
+    /// [`Self::update_prefixes`], and what it refused of plaintext stays refused until the first [`Self::update_guard`];
+    /// where there was no earlier run `plaintext` is in force from the first moment.
+    pub fn install(config: &Config, plaintext: &[PlaintextRule]) -> Result<Self, KernelError> {
         let (capture, dns) = (config.capture.clone(), config.dns.clone());
         let mut netlink = Netlink::open()?;
         let device =
             Device::find(&mut netlink, &capture.tun)?.ok_or_else(|| KernelError::NoDevice(capture.tun.clone()))?;
         device::check_collisions(&mut netlink, &device, &capture, &dns)?;
-        let guard = Guard::new(&capture, &dns, config.tunnel.listen.port());
+        let mut guard = Guard::new(&capture, &dns, config.tunnel.listen.port());
+        guard.set_plaintext(plaintext);
+        if let Some(enforced) = Nft::enforced()? {
+            guard.inherit(enforced);
+        }
         let mut nft = Nft::default();
         nft.load(&guard.text())?;
         device.set_up(&mut netlink, &capture)?;
@@ -109,9 +116,14 @@ impl Kernel {
         self.routes.update(&mut self.netlink, wanted)
     }
 
+    /// Whether what is enforced upon plaintext is what an earlier run enforced.
+    pub fn inherits_guard(&self) -> bool {
+        self.guard.inherits()
+    }
+
     /// Enforces these rules upon plaintext connections from the network, for established ones too. One transaction;
     /// nothing is done when nothing changed.
-    pub fn update_guard(&mut self, plaintext: &[mesh_core::policy::PlaintextRule]) -> Result<(), KernelError> {
+    pub fn update_guard(&mut self, plaintext: &[PlaintextRule]) -> Result<(), KernelError> {
         self.guard.set_plaintext(plaintext);
         self.nft.load(&self.guard.text())
     }

@@ -133,6 +133,10 @@ impl Xds {
         requests: &mpsc::Sender<DeltaDiscoveryRequest>,
     ) -> anyhow::Result<()> {
         let is_bundle = response.type_url == type_url::TRUST_BUNDLE;
+        let forbids = matches!(
+            response.type_url.as_str(),
+            type_url::AUTHORIZATION | type_url::REVOCATION
+        );
         let handled = self.session.handle(response);
         for (name, why) in &handled.rejected {
             tracing::warn!(target: "mesh_agent::xds", %name, %why, "resource rejected");
@@ -151,6 +155,10 @@ impl Xds {
                 .map(|(_, name, why)| (name.into(), why.into()))
                 .collect();
         });
+        if forbids {
+            // Acknowledged means: in force after a crash as well. Addresses may wait for the next tick.
+            self.save();
+        }
         if is_bundle {
             self.wait_for_anchors(&next).await;
         }

@@ -41,7 +41,20 @@ impl Refusal {
 
 impl From<rusqlite::Error> for Refusal {
     fn from(error: rusqlite::Error) -> Self {
-        Self::internal("the store failed", &error)
+        use rusqlite::ErrorCode;
+        let (word, what) = match error.sqlite_error_code() {
+            Some(ErrorCode::DiskFull) => (
+                "disk-full",
+                "the control plane's disk is full, and nothing was changed; free space below its data_dir, then try again",
+            ),
+            Some(ErrorCode::ReadOnly | ErrorCode::CannotOpen | ErrorCode::SystemIoFailure) => (
+                "disk-failed",
+                "the control plane cannot write its data_dir, and nothing was changed; see its log, its disk and its permissions",
+            ),
+            _ => return Self::internal("the store failed", &error),
+        };
+        tracing::error!(%error, "{what}");
+        Self::new(Code::Unavailable, word, what)
     }
 }
 
@@ -50,5 +63,23 @@ impl From<Refusal> for Status {
         let mut metadata = MetadataMap::new();
         metadata.insert(ERROR_WORD, MetadataValue::from_static(refusal.word));
         Self::with_metadata(refusal.code, refusal.message, metadata)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_disk_does_is_named() {
+        let of = |code| Refusal::from(rusqlite::Error::SqliteFailure(rusqlite::ffi::Error::new(code), None));
+        for (code, word) in [
+            (rusqlite::ffi::SQLITE_FULL, "disk-full"),
+            (rusqlite::ffi::SQLITE_READONLY, "disk-failed"),
+            (rusqlite::ffi::SQLITE_IOERR, "disk-failed"),
+            (rusqlite::ffi::SQLITE_CORRUPT, "internal"),
+        ] {
+            assert_eq!(of(code).word, word);
+        }
     }
 }

@@ -74,6 +74,10 @@ impl Mesh {
         self.control_process = None;
     }
 
+    pub fn data_dir(&self) -> String {
+        self.dir.path().join("data").display().to_string()
+    }
+
     pub fn control_log(&self) -> String {
         std::fs::read_to_string(self.dir.path().join("control.log")).unwrap_or_default()
     }

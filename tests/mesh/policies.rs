@@ -128,6 +128,20 @@ fn strict_shuts_out_plaintext_and_nothing_else() {
     });
     assert_eq!(&ssh.unwrap(), b"ssh");
 
+    // A crash and a restart open no gap, even without the control plane.
+    let mut orders = orders;
+    mesh.kill_control();
+    orders.kill();
+    orders.start();
+    wait_until(SOON, "the daemon to run again", || {
+        let open = outsider.curl(&["-f", "--max-time", "1", &direct]).status.success();
+        assert!(!open, "plaintext got in during a restart");
+        orders.status()["state"] == "member"
+    });
+    assert!(!outsider.curl(&["-f", "--max-time", "1", &direct]).status.success());
+    mesh.start_control();
+    orders.wait_ready();
+
     mesh.ctl(&["delete", "peerauthentication", "strict", "-n", "shop"]);
     assert_eq!(outsider.wait_get(&direct), "orders");
 }

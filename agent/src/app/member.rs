@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
-use mesh_core::policy::compile_plaintext;
+use mesh_core::policy::{PlaintextRule, compile_plaintext};
 use mesh_core::world::World;
 use mesh_proto::mesh::LeaveRequest;
 use mesh_proto::mesh::join_service_client::JoinServiceClient;
@@ -71,7 +71,7 @@ impl Member {
         });
 
         let tun = Tun::open(&config.capture)?;
-        let kernel = install(config.clone()).await?;
+        let kernel = install(config.clone(), plaintext_rules(&shared, &world.borrow())).await?;
         let shard = Shard::start(shared.clone(), tun).await?;
         let (captured, captured_watch) = watch::channel(0);
         let kernel = KernelTask::start(kernel, shared.clone(), xds_status.clone(), captured);
@@ -163,9 +163,9 @@ impl Member {
 }
 
 /// Netlink and nft calls block.
-async fn install(config: Arc<Config>) -> anyhow::Result<Kernel> {
+async fn install(config: Arc<Config>, plaintext: Vec<PlaintextRule>) -> anyhow::Result<Kernel> {
     let install = move || {
-        Kernel::install(&config).map_err(|error| {
+        Kernel::install(&config, &plaintext).map_err(|error| {
             let _ = kernel::cleanup(&config);
             anyhow::Error::from(error)
         })
@@ -233,13 +233,22 @@ fn update(kernel: &mut Kernel, shared: &Shared, world: &World) -> usize {
     if let Err(error) = kernel.update_prefixes(&prefixes) {
         tracing::error!(target: "mesh_agent::kernel", %error, "captured prefixes were not updated");
     }
-    if let Some(own) = shared.own_workload(world) {
-        let rules = compile_plaintext(world, &own);
-        if let Err(error) = kernel.update_guard(&rules) {
-            tracing::error!(target: "mesh_agent::kernel", %error, "the plaintext policy was not updated");
-        }
+    // Without a record of our own for a moment what was enforced stays so. And a saved world may be older than what the run
+    // before a crash enforced: nothing of that is loosened before the control plane was heard.
+    let known = shared.own_workload(world).is_some();
+    if known
+        && (shared.is_settled() || !kernel.inherits_guard())
+        && let Err(error) = kernel.update_guard(&plaintext_rules(shared, world))
+    {
+        tracing::error!(target: "mesh_agent::kernel", %error, "the plaintext policy was not updated");
     }
     prefixes.len()
+}
+
+/// What our policies say of plaintext; nothing while our own record is not known.
+fn plaintext_rules(shared: &Shared, world: &World) -> Vec<PlaintextRule> {
+    let own = shared.own_workload(world);
+    own.map(|own| compile_plaintext(world, &own)).unwrap_or_default()
 }
 
 async fn become_ready(mut world: watch::Receiver<Arc<World>>, waiting: Pending) {

@@ -28,6 +28,8 @@ pub struct Guard {
     forward: Vec<String>,
     tunnel_port: u16,
     plaintext: Vec<PlaintextRule>,
+    /// What an earlier run enforced, as `nft` printed it; it stands for `plaintext`.
+    inherited: Option<String>,
 }
 
 /// What a policy did to plaintext packets.
@@ -50,12 +52,23 @@ impl Guard {
             forward: capture.forward_interfaces.clone(),
             tunnel_port,
             plaintext: Vec::new(),
+            inherited: None,
         }
     }
 
     /// Replaces the plaintext rules; the first that matches decides, and what none matches is accepted.
     pub fn set_plaintext(&mut self, rules: &[PlaintextRule]) {
         self.plaintext = rules.to_vec();
+        self.inherited = None;
+    }
+
+    /// Goes on with what an earlier run enforced, until [`Self::set_plaintext`].
+    pub(super) fn inherit(&mut self, rules: String) {
+        self.inherited = Some(rules);
+    }
+
+    pub(super) fn inherits(&self) -> bool {
+        self.inherited.is_some()
     }
 
     /// The script for `nft -f`. Making the table before deleting it lets the deletion succeed in any case.
@@ -149,6 +162,11 @@ impl Guard {
     meta l4proto {{ tcp, udp }} th dport {tunnel_port} accept
 "
         );
+        if let Some(inherited) = &self.inherited {
+            text.push_str(inherited);
+            text.push_str("  }\n");
+            return text;
+        }
         for rule in &self.plaintext {
             let verdict = if rule.allow { "accept" } else { "goto refuse" };
             let comment = comment(rule.policy.as_deref().unwrap_or("default"));
@@ -239,6 +257,16 @@ impl Nft {
         run(&["-f", "-"], "table inet mesh_agent {}\ndelete table inet mesh_agent\n").map(|_| ())
     }
 
+    /// The plaintext rules of an earlier run's table; `None` without such a table, or when it judged nothing.
+    pub(super) fn enforced() -> Result<Option<String>, KernelError> {
+        let output = match run(&["-s", "list", "chain", "inet", "mesh_agent", "plaintext"], "") {
+            Ok(output) => output,
+            Err(KernelError::Nft(_)) => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        Ok(policy_lines(&String::from_utf8_lossy(&output.stdout)))
+    }
+
     /// What each policy counted.
     pub(super) fn counts(&self) -> Result<Vec<Count>, KernelError> {
         let output = run(&["-j", "list", "chain", "inet", "mesh_agent", "plaintext"], "")?;
@@ -247,6 +275,14 @@ impl Nft {
         let entries = json["nftables"].as_array().map(Vec::as_slice).unwrap_or_default();
         Ok(entries.iter().filter_map(|entry| count(&entry["rule"])).collect())
     }
+}
+
+/// Of a listed chain the lines after those that [`Guard`] begins every plaintext chain with. Sets may go over several lines.
+fn policy_lines(listing: &str) -> Option<String> {
+    let (_, after) = listing.split_once("ct direction reply accept\n")?;
+    let (_, rules) = after.split_once('\n')?;
+    let (rules, _) = rules.split_once("\t}\n")?;
+    (!rules.trim().is_empty()).then(|| rules.to_owned())
 }
 
 fn count(rule: &serde_json::Value) -> Option<Count> {
