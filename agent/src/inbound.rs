@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use mesh_core::h3::code;
 use mesh_core::h3::head::ResponseHead;
-use mesh_core::inbound::target;
+use mesh_core::inbound::{service_meant, target};
 use mesh_core::policy::{Connection, Decision, Denial, Verdict, authorize};
 use mesh_core::world::{Workload, World};
 
@@ -31,6 +31,10 @@ pub async fn serve(shared: Arc<Shared>, request: Request) {
         Err(failure) => return refuse(&shared, request, facts, started, failure).await,
     };
     facts.destination = target;
+    let forwarded = request.head.as_ref().and_then(|head| head.forwarded.as_deref());
+    facts.service = own
+        .as_deref()
+        .and_then(|own| service_meant(&world, own, target.port(), forwarded).cloned());
     // Registered first and judged after, so that no change of policy falls between.
     let mut registered = shared.flows.register(facts.clone());
     if let Err(failure) = judge(&shared, &facts) {
@@ -156,10 +160,7 @@ fn facts(shared: &Shared, world: &World, request: &Request, own: Option<Arc<Work
         destination: SocketAddr::new(local, 0),
         original: None,
         hbone: Some(SocketAddr::new(local, shared.config.tunnel.listen.port())),
-        service: own
-            .as_ref()
-            .and_then(|own| own.services.first())
-            .map(|(key, _)| key.clone()),
+        service: None,
         source_workload: world
             .workload_at(&shared.membership.network, peer.address.ip())
             .cloned(),

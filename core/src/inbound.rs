@@ -5,7 +5,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use crate::world::Workload;
+use crate::world::{ServiceKey, Workload, World};
 
 /// Why a CONNECT target is refused.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -40,6 +40,35 @@ pub fn target(authority: &str, own: &Workload, own_ports: &[u16]) -> Result<Sock
         return Err(TargetRefusal::OwnPort(target.port()));
     }
     Ok(target)
+}
+
+/// Which of our services the caller meant, for telemetry (as ztunnel does it): the one that its `forwarded` header names, else
+/// one that is served on this port.
+pub fn service_meant<'a>(
+    world: &World,
+    own: &'a Workload,
+    port: u16,
+    forwarded: Option<&str>,
+) -> Option<&'a ServiceKey> {
+    let host = forwarded.and_then(forwarded_host);
+    let named = |key: &&ServiceKey| host.is_some_and(|host| key.hostname.eq_ignore_ascii_case(host));
+    let mut keys = own.services.iter().map(|(key, _)| key);
+    if let Some(key) = keys.find(named) {
+        return Some(key);
+    }
+    let served = |(key, ports): &&(ServiceKey, Vec<crate::world::Port>)| {
+        let listed = world.service(key).map_or(&[][..], |service| &service.ports);
+        ports.iter().chain(listed).any(|listed| listed.target_port == port)
+    };
+    own.services.iter().find(served).map(|(key, _)| key)
+}
+
+/// The `host` of the first element (RFC 7239 section 4), without its quotes.
+fn forwarded_host(header: &str) -> Option<&str> {
+    let first = header.split(',').next()?;
+    let mut pairs = first.split(';').filter_map(|pair| pair.split_once('='));
+    let (_, host) = pairs.find(|(name, _)| name.trim().eq_ignore_ascii_case("host"))?;
+    Some(host.trim().trim_matches('"'))
 }
 
 /// Even a record that claims such an address does not open it.
@@ -120,6 +149,29 @@ mod tests {
                 "{authority}: {refused:?}"
             );
         }
+    }
+
+    #[test]
+    fn the_service_that_was_meant_is_found() {
+        let (mut one, mut two) = (
+            fixture::service("one.shop", "240.240.0.1"),
+            fixture::service("two.shop", "240.240.0.2"),
+        );
+        (one.ports[0].target_port, two.ports[0].target_port) = (8080, 9090);
+        let mut own = own();
+        own.services = vec![(one.key.clone(), vec![]), (two.key.clone(), vec![])];
+        let world = World::default().apply(crate::world::Delta {
+            services: vec![one.clone(), two.clone()],
+            ..crate::world::Delta::default()
+        });
+        let meant = |port, forwarded| service_meant(&world, &own, port, forwarded);
+        assert_eq!(meant(8080, None), Some(&one.key));
+        assert_eq!(meant(9090, Some("for=\"10.0.0.1:2\"")), Some(&two.key));
+        assert_eq!(meant(9090, Some("for=\"10.0.0.1:2\";host=ONE.shop")), Some(&one.key));
+        assert_eq!(meant(9090, Some("Host=\"one.shop\", host=two.shop")), Some(&one.key));
+        // A name that is not ours says nothing.
+        assert_eq!(meant(9090, Some("host=elsewhere")), Some(&two.key));
+        assert_eq!(meant(1, Some("=;host")), None);
     }
 
     #[test]

@@ -24,6 +24,10 @@ fn flows_are_counted_and_logged_with_both_identities() {
             assert!(line.contains(part), "{part} in {line}");
         }
     }
+    // Two names share the address; both sides name the same of them.
+    for machine in [&orders, &web] {
+        machine.wait_log(&["access", "connection complete", "dst.service=\"orders.example.com\""]);
+    }
     for (machine, reporter) in [(&web, "source"), (&orders, "destination")] {
         let metrics = machine.get("http://127.0.0.1:15020/stats/prometheus");
         for name in [
