@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use mesh_core::packet::{Packet, Transport};
+use mesh_core::packet::{Flags, Packet, Tcp, Transport};
 use smoltcp::iface::{Config, Interface, SocketHandle, SocketSet};
 use smoltcp::phy::{Checksum, Device, DeviceCapabilities, Medium, RxToken, TxToken};
 use smoltcp::socket::tcp::{Socket, SocketBuffer, State};
@@ -42,6 +42,8 @@ pub(crate) struct Client {
     pub(crate) end_seen: bool,
     pub(crate) told: Option<Told>,
     seed: u64,
+    /// The latest acknowledgement that arrived, and the largest window that came with it.
+    window: Option<(u32, u16)>,
 }
 
 pub(crate) struct Host {
@@ -119,6 +121,7 @@ impl Host {
             end_seen: false,
             told: None,
             seed,
+            window: None,
         });
         self.clients.len() - 1
     }
@@ -138,6 +141,7 @@ impl Host {
     pub(crate) fn receive(&mut self, now: Duration, bytes: &[u8]) {
         let packet = Packet::parse(bytes).unwrap();
         match packet.transport() {
+            Transport::Tcp(tcp) if self.is_overtaken(packet.key().unwrap().destination, &tcp) => return,
             Transport::Tcp(_) => {
                 self.wire.incoming = Some(bytes.to_vec());
                 self.interface
@@ -152,6 +156,25 @@ impl Host {
             Transport::Other(number) => panic!("the engine sent protocol {number}"),
         }
         self.work();
+    }
+
+    /// Whether a segment was overtaken by one with the same acknowledgement and a larger window. The engine never takes a
+    /// window back, so it is old. smoltcp would believe it, close its window over bytes in flight, and never repeat them,
+    /// which no kernel does; to lose the segment instead is something that a wire may do.
+    fn is_overtaken(&mut self, local: SocketAddr, tcp: &Tcp<'_>) -> bool {
+        let Some(client) = self.clients.iter_mut().find(|client| client.local == local) else {
+            return false;
+        };
+        if !tcp.flags().has(Flags::ACK) || tcp.flags().has(Flags::RST) || tcp.flags().has(Flags::SYN) {
+            return false;
+        }
+        let (acknowledgement, window) = (tcp.acknowledgement(), tcp.window());
+        match client.window {
+            Some((latest, largest)) if latest == acknowledgement && window < largest => return true,
+            Some((latest, _)) if latest.wrapping_sub(acknowledgement).cast_signed() > 0 => {}
+            _ => client.window = Some((acknowledgement, window)),
+        }
+        false
     }
 
     /// Lets applications and sockets do what they can; gives what they send.

@@ -52,6 +52,24 @@ fn options(seed: u64) -> Options {
     }
 }
 
+/// Found by the fuzzer: an old window that arrives last, and the last acknowledgement lost.
+#[test]
+fn a_window_that_was_overtaken_closes_nothing() {
+    let steps = step::from_bytes(&[0x83, 7, 0, 0, 0, 7, 7, 9, 0xc7, 9, 0x98, 0xff]);
+    for ticking in [true, false] {
+        run(
+            Options {
+                seed: 0xb3,
+                lossy: true,
+                offload: false,
+                mtu: 9000,
+                ticking,
+            },
+            &steps,
+        );
+    }
+}
+
 #[test]
 fn every_seed_keeps_the_invariants_under_both_wake_disciplines() {
     for seed in seeds() {
