@@ -152,6 +152,38 @@ fn what_a_killed_agent_leaves_fails_closed_and_is_taken_over() {
     host.enter(|| kernel::cleanup(&config).unwrap());
 }
 
+#[test]
+fn a_successor_that_fails_opens_nothing() {
+    let lan = Lan::new();
+    let (host, server) = (lan.host("host"), lan.host("server"));
+    let _listener = server.enter(|| TcpListener::bind("10.77.0.2:80").unwrap());
+    let connect = || TcpStream::connect_timeout(&"10.77.0.2:80".parse().unwrap(), SOON);
+    let config = Config::default();
+    host.enter(|| {
+        let fresh = state(&host);
+        let start = || {
+            let tun = Tun::open(&config.capture).unwrap();
+            Kernel::install(&config, &[]).map(|kernel| (kernel, tun))
+        };
+        let before = state(&host);
+        host.ip("addr add 100.64.100.1/32 dev eth0");
+        start().unwrap_err();
+        host.ip("addr del 100.64.100.1/32 dev eth0");
+        assert_eq!(state(&host), before, "a first start that fails leaves nothing");
+
+        let (mut kernel, tun) = start().unwrap();
+        kernel.update_prefixes(&prefixes(&["10.77.0.2/32"])).unwrap();
+        drop((kernel, tun));
+        host.ip("addr add 100.64.100.1/32 dev eth0");
+        start().unwrap_err();
+        assert!(connect().is_err(), "captured by the killed one, and open");
+        kernel::cleanup(&config).unwrap();
+        connect().unwrap();
+        host.ip("addr del 100.64.100.1/32 dev eth0");
+        assert_eq!(state(&host), fresh);
+    });
+}
+
 trait Accept {
     fn enter_accept(&self);
 }

@@ -70,13 +70,22 @@ pub struct Kernel {
 
 impl Kernel {
     /// Installs the guard, brings the device up with its addresses, then adds routes and rules, in this order, so that no
-    /// address is unguarded and no rule leads to a table that is not ready. After an error, [`cleanup`] removes what was
-    /// done. Takes over what an earlier run left: its prefixes stay captured (unreachable) until the first
+    /// address is unguarded and no rule leads to a table that is not ready. After an error nothing
+    /// of this stays, unless an earlier run left something: that must not open because its successor fails. Takes over what an earlier run left: its prefixes stay captured (unreachable) until the first
     /// [`Self::update_prefixes`], and what it refused of plaintext stays refused until the first [`Self::update_guard`];
     /// where there was no earlier run `plaintext` is in force from the first moment.
     pub fn install(config: &Config, plaintext: &[PlaintextRule]) -> Result<Self, KernelError> {
-        let (capture, dns) = (config.capture.clone(), config.dns.clone());
         let mut netlink = Netlink::open()?;
+        let left_behind = rules::are_there(&mut netlink, &config.capture)?;
+        Self::try_install(netlink, config, plaintext).inspect_err(|_| {
+            if !left_behind && let Err(error) = cleanup(config) {
+                tracing::error!(target: "mesh_agent::kernel", %error, "what was begun in the kernel was not removed");
+            }
+        })
+    }
+
+    fn try_install(mut netlink: Netlink, config: &Config, plaintext: &[PlaintextRule]) -> Result<Self, KernelError> {
+        let (capture, dns) = (config.capture.clone(), config.dns.clone());
         let device =
             Device::find(&mut netlink, &capture.tun)?.ok_or_else(|| KernelError::NoDevice(capture.tun.clone()))?;
         device::check_collisions(&mut netlink, &device, &capture, &dns)?;

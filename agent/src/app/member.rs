@@ -19,7 +19,7 @@ use crate::channel::{self, Trust};
 use crate::config::Config;
 use crate::flows::Flows;
 use crate::join::Membership;
-use crate::kernel::{self, Kernel};
+use crate::kernel::Kernel;
 use crate::pulse::Pulse;
 use crate::ready::{Pending, Ready};
 use crate::shared::Shared;
@@ -164,13 +164,7 @@ impl Member {
 
 /// Netlink and nft calls block.
 async fn install(config: Arc<Config>, plaintext: Vec<PlaintextRule>) -> anyhow::Result<Kernel> {
-    let install = move || {
-        Kernel::install(&config, &plaintext).map_err(|error| {
-            let _ = kernel::cleanup(&config);
-            anyhow::Error::from(error)
-        })
-    };
-    tokio::task::spawn_blocking(install)
+    tokio::task::spawn_blocking(move || Kernel::install(&config, &plaintext))
         .await?
         .context("setting up capture")
 }

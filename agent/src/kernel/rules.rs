@@ -49,6 +49,11 @@ pub(super) fn install(netlink: &mut Netlink, capture: &Capture, dns: &Dns) -> Re
     Ok(())
 }
 
+/// Whether any of ours is there: of a run that was killed.
+pub(super) fn are_there(netlink: &mut Netlink, capture: &Capture) -> Result<bool, KernelError> {
+    Ok(!ours(netlink, capture, AddressFamily::Inet)?.is_empty())
+}
+
 /// Removes all of ours: first those that lead into the table.
 pub(super) fn remove(netlink: &mut Netlink, capture: &Capture) -> Result<(), KernelError> {
     for family in [AddressFamily::Inet, AddressFamily::Inet6] {
