@@ -14,6 +14,11 @@ use crate::failure::Failure;
 pub trait Source {
     /// The next bytes, or `None` once the other end finished. Cancel-safe.
     async fn recv(&mut self) -> Result<Option<Bytes>, Failure>;
+    /// The same without waiting: `None` when nothing is there. Only for sources whose pieces are small, so that they are worth
+    /// gathering.
+    fn recv_ready(&mut self) -> Option<Result<Option<Bytes>, Failure>> {
+        None
+    }
     /// Nothing more is wanted; tells the other end (STOP_SENDING, RST).
     fn stop(&mut self);
 }
@@ -23,6 +28,13 @@ pub trait Source {
 pub trait Sink {
     /// Takes all of these bytes; waits while there is no room.
     async fn send(&mut self, bytes: Bytes) -> Result<(), Failure>;
+    /// Takes all of these, in this order, and leaves none.
+    async fn send_all(&mut self, pieces: &mut Vec<Bytes>) -> Result<(), Failure> {
+        for piece in pieces.drain(..) {
+            self.send(piece).await?;
+        }
+        Ok(())
+    }
     /// No more bytes will come (FIN, END_STREAM).
     async fn finish(&mut self) -> Result<(), Failure>;
     /// Abnormal end (RST, RESET_STREAM). Dropping a sink that was not finished does the same.
@@ -83,10 +95,36 @@ pub async fn both_ways<AR: Source, AW: Sink, BR: Source, BW: Sink>(
 }
 
 async fn one_way(source: &mut impl Source, sink: &mut impl Sink, count: &Count) -> Result<(), Failure> {
-    while let Some(bytes) = source.recv().await? {
-        let length = bytes.len();
-        sink.send(bytes).await?;
+    let mut pieces = Vec::new();
+    let mut next = source.recv().await;
+    while let Some(first) = next? {
+        let mut length = first.len();
+        pieces.push(first);
+        // What comes in packets leaves in one call.
+        let mut met = None;
+        while length < GATHERED_BYTES && pieces.len() < GATHERED_PIECES {
+            match source.recv_ready() {
+                None => break,
+                Some(Ok(Some(piece))) => {
+                    length += piece.len();
+                    pieces.push(piece);
+                }
+                end => {
+                    met = end;
+                    break;
+                }
+            }
+        }
+        sink.send_all(&mut pieces).await?;
         count.add(length);
+        next = match met {
+            Some(end) => end,
+            None => source.recv().await,
+        };
     }
     sink.finish().await
 }
+
+/// Most that is gathered for one call; as many pieces as quinn gives at a time.
+const GATHERED_BYTES: usize = 128 << 10;
+const GATHERED_PIECES: usize = 64;

@@ -2,6 +2,7 @@
 
 use std::cell::Cell;
 use std::rc::Rc;
+use std::task::{Context, Poll, Waker};
 
 use bytes::Bytes;
 use mesh_core::h3::frame::{self, Decoder, Frame, Stream};
@@ -96,6 +97,15 @@ impl Source for StreamSource {
                 }
                 None => return Ok(None),
             }
+        }
+    }
+
+    fn recv_ready(&mut self) -> Option<Result<Option<Bytes>, Failure>> {
+        // Nobody is woken by this; the next `recv` leaves its own waker.
+        let mut context = Context::from_waker(Waker::noop());
+        match std::pin::pin!(self.recv()).poll(&mut context) {
+            Poll::Ready(received) => Some(received),
+            Poll::Pending => None,
         }
     }
 
