@@ -93,19 +93,7 @@ fn find_target(shared: &Shared, own: Option<&Workload>, request: &Request) -> Re
     };
     let own = own.ok_or_else(|| status(503, "unknown-workload"))?;
     let head = request.head.as_ref().ok_or_else(|| status(400, "not a CONNECT"))?;
-    Ok(target(&head.authority, own, &own_ports(shared))?)
-}
-
-/// Ports that no peer may name: the agent's own, and DNS.
-fn own_ports(shared: &Shared) -> Vec<u16> {
-    let config = &shared.config;
-    vec![
-        config.tunnel.listen.port(),
-        15008,
-        config.admin.metrics.port(),
-        config.admin.ready.port(),
-        53,
-    ]
+    Ok(target(&head.authority, own, &shared.own_ports())?)
 }
 
 fn delivery(shared: &Shared, target: SocketAddr) -> SocketAddr {

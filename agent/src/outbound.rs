@@ -4,12 +4,13 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use mesh_core::outbound::{Candidate, Own, Route, Way, route};
+use mesh_core::outbound::{self, Authority, Candidate, Own, Route, Way, route};
 use mesh_core::policy::{Connection, Decision, authorize};
 use mesh_core::world::{Service, World};
 
 use crate::access;
 use crate::capture::Flow;
+use crate::certs::random;
 use crate::copy::tcp::{self, TcpSink, TcpSource};
 use crate::copy::{End, Sink, Source, both_ways};
 use crate::failure::{Failure, denial_policies};
@@ -65,6 +66,7 @@ fn decide(shared: &Shared, world: &World, destination: SocketAddr, seed: u64) ->
         workload: workload.as_deref(),
         namespace: &shared.membership.namespace,
         settled: shared.is_settled(),
+        ports: &shared.own_ports(),
     };
     match route(world, &own, destination, seed, shared.config.outbound.attempts) {
         Route::Endpoints { service, candidates } => Ok((service, candidates)),
@@ -92,8 +94,16 @@ impl<D: Dial> Attempts<'_, D> {
     async fn run(&mut self, candidates: &[Candidate]) -> Result<(Opened<D>, Facts), (Failure, Box<Facts>)> {
         let mut last = None;
         for candidate in candidates {
-            let mut facts = self.facts(Some(candidate));
-            match self.open(candidate, &mut facts).await {
+            let (candidate, found) = match self.resolve(candidate).await {
+                Ok(resolved) => (resolved, Ok(())),
+                Err(failure) => (candidate.clone(), Err(failure)),
+            };
+            let mut facts = self.facts(Some(&candidate));
+            let opened = match found {
+                Ok(()) => self.open(&candidate, &mut facts).await,
+                Err(failure) => Err(failure),
+            };
+            match opened {
                 Ok(opened) => return Ok((opened, facts)),
                 Err(failure) => {
                     tracing::debug!(target: "mesh_agent::outbound", %failure, to = %candidate.target, "endpoint failed");
@@ -123,37 +133,70 @@ impl<D: Dial> Attempts<'_, D> {
         )
     }
 
+    /// With an address in the place of a name, where it has one: one of our own family first, any of those.
+    async fn resolve(&self, candidate: &Candidate) -> Result<Candidate, Failure> {
+        let Some(host) = candidate.unresolved() else {
+            return Ok(candidate.clone());
+        };
+        let limit = Duration::from_millis(self.shared.config.outbound.connect_timeout_ms);
+        let lookup = self.shared.config.lookup();
+        // The port is the candidate's own; the look-up only wants one.
+        let found = tokio::time::timeout(limit, lookup.resolve(&format!("{host}:0"))).await;
+        let found = found.map_err(|_| Failure::Timeout(format!("no DNS server answered in time for {host}")))?;
+        let mut found = found.map_err(|error| Failure::Unreachable(format!("{error:#}")))?;
+        let same = |address: &SocketAddr| address.is_ipv4() == self.destination.is_ipv4();
+        if found.iter().any(same) {
+            found.retain(same);
+        }
+        let at = usize::try_from(random()).unwrap_or_default() % found.len().max(1);
+        let address = found
+            .get(at)
+            .ok_or_else(|| Failure::Unreachable(format!("{host} has no address in DNS")))?;
+        Ok(candidate.clone().resolved(address.ip()))
+    }
+
     async fn open(&self, candidate: &Candidate, facts: &mut Facts) -> Result<Opened<D>, Failure> {
         let limit = Duration::from_millis(self.shared.config.outbound.connect_timeout_ms);
         match &candidate.way {
             Way::Plain => {
-                let stream = socket::connect(candidate.target, self.shared.config.capture.mark, limit).await?;
+                let peer = dialled(&candidate.target)?;
+                let stream = socket::connect(peer, self.shared.config.capture.mark, limit).await?;
                 Ok(Opened::Plain(tcp::split(stream)))
             }
-            Way::Tunnel { peer, identities } => {
+            Way::Tunnel { hop, authority } => {
+                let peer = dialled(&hop.address)?;
                 let target = Target {
-                    peer: *peer,
-                    identities: identities.clone(),
+                    peer,
+                    identities: hop.identities.clone(),
                 };
-                let head = self.head(candidate);
+                let head = self.head(authority);
                 let dialled = tokio::time::timeout(limit, self.dial.dial(&target, &head));
-                let (end, peer) = dialled.await.map_err(|_| Failure::Timeout(timeout_hint(*peer)))??;
+                let (end, peer) = dialled.await.map_err(|_| Failure::Timeout(timeout_hint(peer)))??;
                 note_peer(facts, peer);
                 Ok(Opened::Tunnel(end))
             }
+            Way::Double { gateway, .. } => Err(Failure::Unreachable(format!(
+                "the destination is behind the gateway {} of another network, which this version cannot pass",
+                gateway.address
+            ))),
         }
     }
 
-    fn head(&self, candidate: &Candidate) -> ConnectHead {
+    fn head(&self, authority: &Authority) -> ConnectHead {
         let own = self.shared.own_workload(self.world);
         let host = self.service.as_ref().map(|service| &*service.key.hostname);
         ConnectHead {
-            authority: candidate.target.to_string(),
+            authority: authority.to_string(),
             baggage: own.as_deref().map(header::baggage),
             forwarded: Some(header::forwarded(self.client, host)),
             traceparent: Some(header::fresh_traceparent()),
         }
     }
+}
+
+fn dialled(target: &outbound::Target) -> Result<SocketAddr, Failure> {
+    let unresolved = || Failure::Unreachable(format!("the name of {target} was not resolved"));
+    target.address().ok_or_else(unresolved)
 }
 
 fn timeout_hint(peer: SocketAddr) -> String {
@@ -179,7 +222,7 @@ fn facts(
     candidate: Option<&Candidate>,
 ) -> Facts {
     let tunnel = candidate.and_then(|candidate| match &candidate.way {
-        Way::Tunnel { peer, .. } => Some(*peer),
+        Way::Tunnel { hop, .. } | Way::Double { gateway: hop, .. } => hop.address.address(),
         Way::Plain => None,
     });
     Facts {
@@ -190,7 +233,9 @@ fn facts(
             Transport::Plain
         },
         source,
-        destination: candidate.map_or(destination, |candidate| candidate.target),
+        destination: candidate
+            .and_then(|candidate| candidate.target.address())
+            .unwrap_or(destination),
         original: (service.is_some() || candidate.is_none()).then_some(destination),
         hbone: tunnel,
         service: service.map(|service| service.key.clone()),

@@ -4,6 +4,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use mesh_core::outbound::HBONE_PORT;
 use mesh_core::world::{Workload, World};
 use tokio::sync::watch;
 
@@ -46,6 +47,18 @@ impl Shared {
         world
             .workload_named(&self.membership.namespace, &self.membership.workload_name)
             .cloned()
+    }
+
+    /// Ports that no peer may name and nobody reaches through us: the agent's own, and DNS.
+    pub fn own_ports(&self) -> [u16; 5] {
+        let config = &self.config;
+        [
+            config.tunnel.listen.port(),
+            HBONE_PORT,
+            config.admin.metrics.port(),
+            config.admin.ready.port(),
+            53,
+        ]
     }
 
     /// Our own addresses: of our record, or the one that we joined with.

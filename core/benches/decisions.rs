@@ -132,6 +132,7 @@ fn decisions(criterion: &mut Criterion) {
         workload: None,
         namespace: "namespace-0",
         settled: true,
+        ports: &[],
     };
     let vip: SocketAddr = "240.240.0.7:80".parse().unwrap();
     criterion.bench_function("outbound/route to a service of 10", |bench| {

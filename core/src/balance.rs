@@ -7,54 +7,91 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use crate::mix::Mix;
-use crate::outbound::Own;
+use crate::outbound::{Own, Target};
 use crate::world::{BalanceMode, IpFamilies, Scope, Service, Workload, World};
 
 /// An endpoint that may be chosen.
 #[derive(Clone, Debug)]
 pub struct Endpoint<'a> {
     pub workload: &'a Arc<Workload>,
-    /// Where its application listens.
-    pub target: SocketAddr,
+    /// Where it listens for what it is wanted for; `None` in another network, where only that one's gateway knows.
+    pub target: Option<Target>,
+}
+
+/// What an endpoint is wanted for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum For {
+    /// To serve the connection itself.
+    Application,
+    /// To pass it on. Its port need not be one of the service: the record that names the waypoint says it.
+    Waypoint,
+    /// To pass it on into its own network, whichever that is.
+    Gateway,
 }
 
 /// Who may be chosen, and what is known of those who may not.
 #[derive(Clone, Debug, Default)]
 pub struct Eligible<'a> {
     pub endpoints: Vec<Endpoint<'a>>,
-    /// Healthy endpoints in other networks, which only a gateway reaches: the network of the first.
+    /// Healthy endpoints in other networks, of which no gateway is known: the network of the first.
     pub remote: Option<Arc<str>>,
     /// Whether anybody serves the port, reachable or not.
     pub port_known: bool,
 }
 
 /// The eligible endpoints of `service` for a connection to `destination` (its VIP and service port), in uid order.
-pub fn eligible<'a>(world: &'a World, own: &Own<'_>, service: &Service, destination: SocketAddr) -> Eligible<'a> {
+pub fn eligible<'a>(
+    world: &'a World,
+    own: &Own<'_>,
+    service: &Service,
+    destination: SocketAddr,
+    purpose: For,
+) -> Eligible<'a> {
     let port = destination.port();
     let mut found = Eligible {
         port_known: service.ports.iter().any(|listed| listed.service_port == port),
         ..Eligible::default()
     };
     for workload in world.endpoints(&service.key) {
-        let Some(target_port) = target_port(service, workload, port) else {
-            continue;
+        let target_port = match (target_port(service, workload, port), purpose) {
+            (Some(target_port), _) => target_port,
+            (None, For::Waypoint | For::Gateway) => port,
+            (None, For::Application) => continue,
         };
         found.port_known = true;
         if workload.capacity == 0 || !(workload.healthy || service.allow_unhealthy) {
             continue;
         }
-        if &*workload.network != own.network {
-            found.remote.get_or_insert_with(|| Arc::clone(&workload.network));
-            continue;
-        }
-        if let Some(address) = address(workload, service.ip_families, destination.ip()) {
-            found.endpoints.push(Endpoint {
-                workload,
-                target: SocketAddr::new(address, target_port),
-            });
-        }
+        let target = if is_remote(own, workload, purpose) {
+            if workload.network_gateway.is_none() {
+                found.remote.get_or_insert_with(|| Arc::clone(&workload.network));
+                continue;
+            }
+            None
+        } else {
+            let Some(target) = target(workload, service.ip_families, destination.ip(), target_port) else {
+                continue;
+            };
+            Some(target)
+        };
+        found.endpoints.push(Endpoint { workload, target });
     }
     found
+}
+
+/// A workload that was named itself, without a service, as an endpoint at `destination`.
+pub fn only<'a>(
+    own: &Own<'_>,
+    workload: &'a Arc<Workload>,
+    destination: SocketAddr,
+    purpose: For,
+) -> Option<Endpoint<'a>> {
+    if is_remote(own, workload, purpose) {
+        return Some(Endpoint { workload, target: None });
+    }
+    let target = target(workload, IpFamilies::Automatic, destination.ip(), destination.port())?;
+    let target = Some(target);
+    Some(Endpoint { workload, target })
 }
 
 /// At most `attempts` of `endpoints`, each once, in the order in which they are to be tried.
@@ -99,16 +136,34 @@ pub fn order<'a>(
     }
 }
 
-/// The endpoint's own list, else the service's.
+/// Whether only the gateway of its network reaches it. A gateway itself is where others reach it.
+fn is_remote(own: &Own<'_>, workload: &Workload, purpose: For) -> bool {
+    purpose != For::Gateway && &*workload.network != own.network
+}
+
+/// The endpoint's own list, else the service's; where both leave it open, an application behind a tunnel of its own takes
+/// every port of the service at one.
 fn target_port(service: &Service, workload: &Workload, port: u16) -> Option<u16> {
-    let listed = |ports: &[crate::world::Port]| {
-        let found = ports.iter().find(|listed| listed.service_port == port)?;
-        (found.target_port != 0).then_some(found.target_port)
-    };
-    workload
-        .ports_of(&service.key)
-        .and_then(listed)
-        .or_else(|| listed(&service.ports))
+    let entry = |ports: &[crate::world::Port]| ports.iter().find(|listed| listed.service_port == port).copied();
+    let number = |listed: crate::world::Port| (listed.target_port != 0).then_some(listed.target_port);
+    let own = workload.ports_of(&service.key).and_then(entry).and_then(number);
+    own.or_else(|| {
+        let listed = entry(&service.ports)?;
+        let tunnelled = || workload.application_tunnel.is_some_and(|tunnel| tunnel.port != 0);
+        number(listed).or_else(|| tunnelled().then_some(port))
+    })
+}
+
+/// An address of the endpoint, else its name, which is resolved for each connection.
+fn target(workload: &Workload, families: IpFamilies, requested: IpAddr, port: u16) -> Option<Target> {
+    if let Some(address) = address(workload, families, requested) {
+        return Some(Target::Address(SocketAddr::new(address, port)));
+    }
+    let host = &workload.hostname;
+    (!host.is_empty()).then(|| Target::Name {
+        host: Arc::clone(host),
+        port,
+    })
 }
 
 /// The requested address if the workload owns it, else one that the service's families allow, of the same family first.

@@ -1,11 +1,17 @@
 //! What is to be done with a connection that an application of ours opened (as ztunnel does it).
 
+use std::cell::OnceCell;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use crate::balance::{self, Endpoint};
+use crate::balance::{self, Endpoint, For};
 use crate::identity::Identity;
 use crate::world::{BalanceMode, Service, TunnelProtocol, Workload, World};
+
+mod between;
+mod way;
+
+pub use way::{Authority, Candidate, Hop, Quic, Route, RouteFailure, Target, Way};
 
 /// Who we are, to choose as ourselves.
 #[derive(Clone, Debug)]
@@ -17,52 +23,8 @@ pub struct Own<'a> {
     /// Whether the control plane was heard since the start. Before, an address that the world does not name may still be a
     /// member's, captured by an earlier run: it must not be reached in plain.
     pub settled: bool,
-}
-
-/// One way to reach a destination.
-#[derive(Clone, Debug)]
-pub struct Candidate {
-    pub workload: Option<Arc<Workload>>,
-    /// Where the application of the far side listens.
-    pub target: SocketAddr,
-    pub way: Way,
-}
-
-/// How.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Way {
-    /// A tunnel to `peer` (its HBONE port), whose certificate must show one of `identities`.
-    Tunnel {
-        peer: SocketAddr,
-        identities: Vec<Identity>,
-    },
-    /// Plain TCP.
-    Plain,
-}
-
-/// What was decided.
-#[derive(Clone, Debug)]
-pub enum Route {
-    /// Try these in order, each at most once.
-    Endpoints {
-        service: Option<Arc<Service>>,
-        candidates: Vec<Candidate>,
-    },
-    /// Not possible, and why.
-    Fail(RouteFailure),
-}
-
-/// Why there is no way.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum RouteFailure {
-    #[error("no healthy upstream: {0}")]
-    NoHealthyUpstream(String),
-    #[error("the service {0} has no port {1}")]
-    NoSuchPort(String, u16),
-    #[error("{0} is reached by a waypoint or gateway, which this version cannot use")]
-    NeedsWaypoint(String),
-    #[error("nothing is known of {0} yet: the control plane was not heard since the start")]
-    NotSettled(SocketAddr),
+    /// Ports of the agent, which are reached by nobody through itself.
+    pub ports: &'a [u16],
 }
 
 /// Port of HBONE and of HBONE/3 at every member.
@@ -73,102 +35,157 @@ pub const HBONE_PORT: u16 = 15008;
 /// A service VIP wins over a workload's address. What is neither goes its way in plain, unchanged, once the control plane
 /// was heard.
 pub fn route(world: &World, own: &Own<'_>, destination: SocketAddr, seed: u64, attempts: usize) -> Route {
-    let destination = SocketAddr::new(destination.ip().to_canonical(), destination.port());
-    if let Some(service) = world.service_at(own.network, destination.ip(), own.namespace) {
-        return to_service(world, own, service, destination, seed, attempts);
-    }
-    match world.workload_at(own.network, destination.ip()) {
-        Some(workload) => to_workload(own, workload, destination),
-        None if !own.settled => Route::Fail(RouteFailure::NotSettled(destination)),
-        None => one_candidate(
-            None,
-            Candidate {
-                workload: None,
-                target: destination,
-                way: Way::Plain,
-            },
-        ),
-    }
+    Router::new(world, own, destination, seed, attempts, false).route()
 }
 
-fn to_service(
+/// Decides for a source that is no member: no waypoint takes it, so none stands in its way.
+pub(crate) fn route_stranger(
     world: &World,
     own: &Own<'_>,
-    service: &Arc<Service>,
     destination: SocketAddr,
     seed: u64,
     attempts: usize,
 ) -> Route {
-    let name = || format!("{}:{}", service.key.hostname, destination.port());
-    if service.has_waypoint {
-        return Route::Fail(RouteFailure::NeedsWaypoint(name()));
-    }
-    if service.mode == BalanceMode::Passthrough {
-        let plain = Candidate {
-            workload: None,
-            target: destination,
-            way: Way::Plain,
-        };
-        return one_candidate(Some(service), plain);
-    }
-    let found = balance::eligible(world, own, service, destination);
-    if !found.port_known {
-        return Route::Fail(RouteFailure::NoSuchPort(
-            service.key.hostname.to_string(),
-            destination.port(),
-        ));
-    }
-    let ordered = balance::order(service, own, found.endpoints, seed, attempts.max(1));
-    if !ordered.is_empty() {
-        let candidates = ordered
-            .into_iter()
-            .map(|endpoint| candidate(own, Some(service), &endpoint));
-        return Route::Endpoints {
-            service: Some(Arc::clone(service)),
-            candidates: candidates.collect(),
-        };
-    }
-    Route::Fail(match found.remote {
-        Some(network) => RouteFailure::NeedsWaypoint(format!("{} (in the network {network:?})", name())),
-        None => RouteFailure::NoHealthyUpstream(name()),
-    })
+    Router::new(world, own, destination, seed, attempts, true).route()
 }
 
-fn to_workload(own: &Own<'_>, workload: &Arc<Workload>, destination: SocketAddr) -> Route {
-    let ours = is_own(own, workload);
-    if workload.has_waypoint && !ours {
-        return Route::Fail(RouteFailure::NeedsWaypoint(format!(
-            "{}/{}",
-            workload.namespace, workload.name
-        )));
-    }
-    one_candidate(
-        None,
-        candidate(
+/// One decision.
+struct Router<'a> {
+    world: &'a World,
+    own: &'a Own<'a>,
+    destination: SocketAddr,
+    seed: u64,
+    attempts: usize,
+    stranger: bool,
+    /// Who may be at the end of a double tunnel to the service.
+    inner: OnceCell<Vec<Identity>>,
+}
+
+type Decided = Result<(Option<Arc<Service>>, Vec<Candidate>), RouteFailure>;
+
+impl<'a> Router<'a> {
+    fn new(
+        world: &'a World,
+        own: &'a Own<'a>,
+        destination: SocketAddr,
+        seed: u64,
+        attempts: usize,
+        stranger: bool,
+    ) -> Self {
+        Self {
+            world,
             own,
-            None,
-            &Endpoint {
-                workload,
-                target: destination,
-            },
-        ),
-    )
-}
+            destination: SocketAddr::new(destination.ip().to_canonical(), destination.port()),
+            seed,
+            attempts: attempts.max(1),
+            stranger,
+            inner: OnceCell::new(),
+        }
+    }
 
-fn candidate(own: &Own<'_>, service: Option<&Arc<Service>>, endpoint: &Endpoint<'_>) -> Candidate {
-    let workload = endpoint.workload;
-    let way = match workload.tunnel_protocol {
-        // A tunnel from us to ourselves would only be a detour.
-        TunnelProtocol::Hbone if !is_own(own, workload) => Way::Tunnel {
-            peer: SocketAddr::new(endpoint.target.ip(), HBONE_PORT),
-            identities: identities(workload, service),
-        },
-        TunnelProtocol::Hbone | TunnelProtocol::None => Way::Plain,
-    };
-    Candidate {
-        workload: Some(Arc::clone(workload)),
-        target: endpoint.target,
-        way,
+    fn route(&self) -> Route {
+        match self.decide() {
+            Ok((service, candidates)) => Route::Endpoints { service, candidates },
+            Err(failure) => Route::Fail(failure),
+        }
+    }
+
+    fn decide(&self) -> Decided {
+        let destination = self.destination;
+        if destination.ip().is_loopback() && self.own.ports.contains(&destination.port()) {
+            return Err(RouteFailure::SelfCall(destination));
+        }
+        if let Some(service) = self
+            .world
+            .service_at(self.own.network, destination.ip(), self.own.namespace)
+        {
+            return Ok((Some(Arc::clone(service)), self.to_service(service)?));
+        }
+        match self.world.workload_at(self.own.network, destination.ip()) {
+            Some(workload) => Ok((None, self.to_workload(workload)?)),
+            None if !self.own.settled => Err(RouteFailure::NotSettled(destination)),
+            None => Ok((None, vec![self.unchanged()])),
+        }
+    }
+
+    fn to_service(&self, service: &Arc<Service>) -> Result<Vec<Candidate>, RouteFailure> {
+        if let Some(candidates) = self.to_waypoint_of(service) {
+            return candidates;
+        }
+        if service.mode == BalanceMode::Passthrough {
+            return Ok(vec![self.unchanged()]);
+        }
+        let (key, port) = (&service.key, self.destination.port());
+        let found = balance::eligible(self.world, self.own, service, self.destination, For::Application);
+        if !found.port_known {
+            return Err(RouteFailure::NoSuchPort(key.hostname.to_string(), port));
+        }
+        let ordered = balance::order(service, self.own, found.endpoints, self.seed, self.attempts);
+        let mut remote = found.remote;
+        for endpoint in ordered.iter().filter(|endpoint| endpoint.target.is_none()) {
+            remote.get_or_insert_with(|| Arc::clone(&endpoint.workload.network));
+        }
+        let ways = ordered.into_iter().map(|endpoint| match endpoint.target {
+            Some(target) => vec![self.direct(endpoint.workload, target, Some(service))],
+            None => self.to_gateway_of(endpoint.workload, service, false),
+        });
+        let candidates = in_turn(ways.collect(), self.attempts);
+        if !candidates.is_empty() {
+            return Ok(candidates);
+        }
+        let destination = format!("{}:{port}", key.hostname);
+        Err(match remote {
+            Some(network) => RouteFailure::NoGateway {
+                destination,
+                network: network.to_string(),
+            },
+            None => RouteFailure::NoHealthyUpstream(destination),
+        })
+    }
+
+    fn to_workload(&self, workload: &Arc<Workload>) -> Result<Vec<Candidate>, RouteFailure> {
+        if let Some(waypoint) = &workload.waypoint {
+            // To ourselves no waypoint takes us.
+            if !self.is_own(workload) && !self.are_we(waypoint) {
+                return self.to_waypoint(waypoint, None);
+            }
+        }
+        Ok(vec![self.direct(workload, Target::Address(self.destination), None)])
+    }
+
+    /// To an endpoint as it says that it is reached.
+    fn direct(&self, workload: &Arc<Workload>, target: Target, service: Option<&Arc<Service>>) -> Candidate {
+        let way = match workload.tunnel_protocol {
+            // A tunnel from us to ourselves would only be a detour.
+            TunnelProtocol::Hbone if !self.is_own(workload) => Way::Tunnel {
+                hop: Hop {
+                    address: target.with_port(HBONE_PORT),
+                    identities: identities(workload, service),
+                    quic: quic(workload),
+                },
+                authority: Authority::from(&target),
+            },
+            TunnelProtocol::Hbone | TunnelProtocol::None => Way::Plain,
+        };
+        Candidate {
+            workload: Some(Arc::clone(workload)),
+            target,
+            way,
+            via_waypoint: false,
+        }
+    }
+
+    fn unchanged(&self) -> Candidate {
+        Candidate {
+            workload: None,
+            target: Target::Address(self.destination),
+            way: Way::Plain,
+            via_waypoint: false,
+        }
+    }
+
+    fn is_own(&self, workload: &Workload) -> bool {
+        self.own.workload.is_some_and(|us| us.uid == workload.uid)
     }
 }
 
@@ -183,15 +200,33 @@ fn identities(workload: &Workload, service: Option<&Arc<Service>>) -> Vec<Identi
     identities
 }
 
-fn is_own(own: &Own<'_>, workload: &Workload) -> bool {
-    own.workload.is_some_and(|us| us.uid == workload.uid)
+fn quic(workload: &Workload) -> Quic {
+    match (workload.hbone3, workload.is_machine()) {
+        (true, _) => Quic::Marked,
+        (false, true) => Quic::Unknown,
+        (false, false) => Quic::No,
+    }
 }
 
-fn one_candidate(service: Option<&Arc<Service>>, candidate: Candidate) -> Route {
-    Route::Endpoints {
-        service: service.map(Arc::clone),
-        candidates: vec![candidate],
+/// The first way of each endpoint, then the second of each, and so on: several endpoints may be behind one gateway, which
+/// is tried once.
+fn in_turn(ways: Vec<Vec<Candidate>>, attempts: usize) -> Vec<Candidate> {
+    let mut chosen: Vec<Candidate> = Vec::with_capacity(attempts.min(ways.len()));
+    let mut ways: Vec<_> = ways.into_iter().map(Vec::into_iter).collect();
+    while chosen.len() < attempts {
+        let mut left = false;
+        for next in ways.iter_mut().filter_map(Iterator::next) {
+            left = true;
+            let known = |held: &Candidate| held.target == next.target && held.way == next.way;
+            if chosen.len() < attempts && !chosen.iter().any(known) {
+                chosen.push(next);
+            }
+        }
+        if !left {
+            break;
+        }
     }
+    chosen
 }
 
 #[cfg(test)]

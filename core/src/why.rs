@@ -1,10 +1,10 @@
 //! Why a connection would or would not be: the decisions of both sides, taken without making it.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
 use crate::identity::Identity;
-use crate::outbound::{Candidate, Own, Route, RouteFailure, Way, route};
+use crate::outbound::{Candidate, Own, Route, RouteFailure, Target, Way, route, route_stranger};
 use crate::policy::{Connection, Decision, Verdict, authorize, judge_plaintext};
 use crate::world::{Service, World};
 
@@ -32,7 +32,8 @@ pub struct Why {
 #[derive(Clone, Debug)]
 pub struct Judged {
     pub candidate: Candidate,
-    /// `None` where nobody of the mesh judges: an address that is not a workload's, or the source itself.
+    /// `None` where nobody of whom we know judges: an address that is not a workload's, the source itself, or whatever a
+    /// waypoint or gateway stands before.
     pub verdict: Option<Verdict>,
 }
 
@@ -63,7 +64,9 @@ impl Judged {
 
 /// Decides as both sides would. `seed` and `attempts` as in [`route`].
 pub fn why(world: &World, source: &Source<'_>, destination: SocketAddr, seed: u64, attempts: usize) -> Why {
-    match route(world, &source.own, destination, seed, attempts) {
+    let member = source.identity.is_some();
+    let decide = if member { route } else { route_stranger };
+    match decide(world, &source.own, destination, seed, attempts) {
         Route::Fail(failure) => Why {
             service: None,
             endpoints: Vec::new(),
@@ -81,27 +84,34 @@ pub fn why(world: &World, source: &Source<'_>, destination: SocketAddr, seed: u6
 }
 
 fn judged(world: &World, source: &Source<'_>, mut candidate: Candidate) -> Judged {
+    let known = !candidate.via_waypoint && !matches!(candidate.way, Way::Double { .. });
     if source.identity.is_none() {
         // Whoever is no member comes in plain, whatever the endpoint speaks.
         candidate.way = Way::Plain;
     }
     let ours = |uid: &Arc<str>| source.own.workload.is_some_and(|own| own.uid == *uid);
-    let judge = candidate.workload.as_ref().filter(|one| !ours(&one.uid));
+    let judge = candidate.workload.as_ref().filter(|one| known && !ours(&one.uid));
     let verdict = judge.map(|workload| match candidate.way {
-        Way::Tunnel { .. } => {
-            let connection = Connection {
-                identity: source.identity.clone(),
-                source: SocketAddr::new(source.address, 0),
-                destination: candidate.target,
-            };
-            authorize(world, workload, &connection)
-        }
         Way::Plain => Verdict {
             decision: judge_plaintext(world, workload, source.address, candidate.target.port()),
             dry_run: Vec::new(),
         },
+        Way::Tunnel { .. } | Way::Double { .. } => {
+            let connection = Connection {
+                identity: source.identity.clone(),
+                source: SocketAddr::new(source.address, 0),
+                destination: judged_at(&candidate.target),
+            };
+            authorize(world, workload, &connection)
+        }
     });
     Judged { candidate, verdict }
+}
+
+/// The address of one that has only a name is not known before it is dialled; nothing but its port can be compared.
+fn judged_at(target: &Target) -> SocketAddr {
+    let nowhere = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), target.port());
+    target.address().unwrap_or(nowhere)
 }
 
 #[cfg(test)]
@@ -154,6 +164,7 @@ mod tests {
                 workload: member.then_some(&*workload),
                 namespace: &workload.namespace,
                 settled: true,
+                ports: &[],
             },
             address: workload.addresses[0],
             identity,
@@ -204,6 +215,7 @@ mod tests {
                 workload: Some(&workload),
                 namespace: &workload.namespace,
                 settled: true,
+                ports: &[],
             },
             address: workload.addresses[0],
             identity: Some(workload.identity.clone()),

@@ -14,10 +14,12 @@ mod bucket;
 pub mod convert;
 #[cfg(test)]
 pub(crate) mod fixture;
+mod gateway;
 mod store;
 #[cfg(test)]
 mod tests;
 
+pub use gateway::{ApplicationTunnel, Gateway, GatewayDestination, Named};
 pub use store::World;
 
 /// How an endpoint is reached.
@@ -83,8 +85,13 @@ pub struct Workload {
     pub locality: Locality,
     pub capacity: u32,
     pub services: Vec<(ServiceKey, Vec<Port>)>,
-    pub has_waypoint: bool,
-    pub has_network_gateway: bool,
+    /// Who is passed by connections to its own addresses. Shared: whole namespaces name the same one.
+    pub waypoint: Option<Arc<Gateway>>,
+    /// Through whom other networks reach it.
+    pub network_gateway: Option<Arc<Gateway>>,
+    pub application_tunnel: Option<ApplicationTunnel>,
+    /// The control plane says that it speaks HBONE/3.
+    pub hbone3: bool,
 }
 
 /// How endpoints of a service are preferred (WDS: `LoadBalancing`).
@@ -132,7 +139,10 @@ pub struct Service {
     pub allow_unhealthy: bool,
     pub ip_families: IpFamilies,
     pub canonical: bool,
-    pub has_waypoint: bool,
+    /// Who is passed by connections to its VIPs.
+    pub waypoint: Option<Arc<Gateway>>,
+    /// Several with their weights, which then stand for [`Service::waypoint`].
+    pub weighted_waypoints: Vec<(Arc<Gateway>, u32)>,
     /// Seen only from its own namespace.
     pub private: bool,
 }
@@ -178,6 +188,15 @@ impl Workload {
             (false, TunnelProtocol::Hbone) => 2,
             (false, TunnelProtocol::None) => 3,
         }
+    }
+
+    /// Whether it comes from a WorkloadEntry: a machine outside Kubernetes, as istiod and mesh-control write its uid.
+    pub fn is_machine(&self) -> bool {
+        self.uid
+            .split('/')
+            .skip(1)
+            .take(2)
+            .eq(["networking.istio.io", "WorkloadEntry"])
     }
 
     /// Its ports of one service.

@@ -36,6 +36,12 @@ pub use generated::google::rpc;
 /// Well-known protobuf types.
 pub use prost_types as wkt;
 
+/// Names of extensions of WDS records.
+pub mod extension {
+    /// On a workload: it speaks HBONE/3. Has no configuration.
+    pub const HBONE3: &str = "mesh.v1.hbone3";
+}
+
 /// Type URLs of the xDS resources that we speak.
 pub mod type_url {
     /// `istio.workload.Address`.

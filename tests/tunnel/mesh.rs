@@ -216,8 +216,10 @@ fn workload(name: &str) -> Workload {
         locality: Locality::default(),
         capacity: 1,
         services: Vec::new(),
-        has_waypoint: false,
-        has_network_gateway: false,
+        waypoint: None,
+        network_gateway: None,
+        application_tunnel: None,
+        hbone3: true,
     }
 }
 

@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use mesh_core::dns::{View as Names, resolve};
 use mesh_core::identity::Identity;
-use mesh_core::outbound::{Own, Way};
-use mesh_core::policy::{Action, Decision, Verdict};
+use mesh_core::outbound::{Own, Quic, Way};
+use mesh_core::policy::{Action, Decision};
 use mesh_core::why::{Judged, Source, Why, why};
 use mesh_core::world::{Workload, World};
 use serde_json::{Value, json};
@@ -21,12 +21,14 @@ pub(super) fn render(member: &Member, query: &str) -> Result<Value, String> {
     let asker = Asker::find(member, &world, parameter(query, "source")?)?;
     let destination = find_destination(member, &world, &asker, parameter(query, "destination")?)?;
     let membership = &member.shared.membership;
+    let own_ports = member.shared.own_ports();
     let source = Source {
         own: Own {
             network: asker.workload.as_ref().map_or(&membership.network, |one| &*one.network),
             workload: asker.workload.as_deref(),
             namespace: asker.namespace(&membership.namespace),
             settled: member.shared.is_settled(),
+            ports: &own_ports,
         },
         address: asker.address,
         identity: asker.identity.clone(),
@@ -134,7 +136,9 @@ fn shown(asker: &Asker, destination: SocketAddr, answer: &Why) -> Value {
 fn endpoint(judged: &Judged) -> Value {
     let candidate = &judged.candidate;
     let (way, identities) = match &candidate.way {
-        Way::Tunnel { identities, .. } => ("hbone3", identities.as_slice()),
+        Way::Tunnel { hop, .. } if hop.quic == Quic::No => ("hbone", hop.identities.as_slice()),
+        Way::Tunnel { hop, .. } => ("hbone3", hop.identities.as_slice()),
+        Way::Double { identities, .. } => ("double-hbone", identities.as_slice()),
         Way::Plain => ("plain", &[][..]),
     };
     let would = |action: &Action| match action {
@@ -143,21 +147,35 @@ fn endpoint(judged: &Judged) -> Value {
     };
     let dry_run = judged.verdict.iter().flat_map(|verdict| &verdict.dry_run);
     json!({
-        "target": candidate.target,
+        "target": candidate.target.to_string(),
+        "via": via(&candidate.way, candidate.via_waypoint),
         "workload": candidate.workload.as_deref().map(named),
         "way": way,
         "identities": identities.iter().map(ToString::to_string).collect::<Vec<_>>(),
         "allowed": judged.is_allowed(),
         "policies": judged.policies(),
-        "reason": reason(judged.verdict.as_ref()),
+        "reason": reason(judged),
         "dry_run": dry_run
             .map(|(policy, action)| json!({ "policy": policy, "would": would(action) }))
             .collect::<Vec<_>>(),
     })
 }
 
-fn reason(verdict: Option<&Verdict>) -> String {
-    match verdict.map(|verdict| &verdict.decision) {
+/// Who stands between, and where it is dialled.
+fn via(way: &Way, waypoint: bool) -> Option<String> {
+    match way {
+        Way::Tunnel { hop, .. } if waypoint => Some(format!("waypoint {}", hop.address)),
+        Way::Double { gateway, .. } => Some(format!("gateway {}", gateway.address)),
+        Way::Tunnel { .. } | Way::Plain => None,
+    }
+}
+
+fn reason(judged: &Judged) -> String {
+    match judged.verdict.as_ref().map(|verdict| &verdict.decision) {
+        None if judged.candidate.via_waypoint => "the waypoint decides, by policies that are not sent to us".into(),
+        None if matches!(judged.candidate.way, Way::Double { .. }) => {
+            "whoever the gateway picks in its network decides".into()
+        }
         None => "nobody of the mesh judges it".into(),
         Some(Decision::Allowed { policy: Some(policy) }) => format!("allowed by {policy}"),
         Some(Decision::Allowed { policy: None }) => "no policy denies it, and none that allows applies".into(),

@@ -31,6 +31,7 @@ fn routed(world: &World, own: Option<&Workload>, destination: &str, seed: u64) -
         workload: own,
         namespace: "shop",
         settled: true,
+        ports: &[15008, 53],
     };
     route(world, &own, destination.parse().unwrap(), seed, 3)
 }
@@ -40,6 +41,10 @@ fn candidates(route: Route) -> Vec<Candidate> {
         Route::Endpoints { candidates, .. } => candidates,
         Route::Fail(failure) => panic!("{failure}"),
     }
+}
+
+fn address(candidate: &Candidate) -> SocketAddr {
+    candidate.target.address().unwrap()
 }
 
 fn uids(route: Route) -> Vec<String> {
@@ -64,6 +69,7 @@ fn before_the_control_plane_was_heard_unknown_addresses_go_nowhere() {
         workload: None,
         namespace: "shop",
         settled: false,
+        ports: &[],
     };
     let route = route(&World::default(), &own, destination, 0, 3);
     assert_eq!(failure(route), RouteFailure::NotSettled(destination));
@@ -74,7 +80,7 @@ fn unknown_addresses_go_plain() {
     let found = candidates(routed(&World::default(), None, "192.0.2.1:443", 0));
     assert_eq!(found.len(), 1);
     assert_eq!(
-        (found[0].target, &found[0].way),
+        (address(&found[0]), &found[0].way),
         ("192.0.2.1:443".parse().unwrap(), &Way::Plain)
     );
 }
@@ -85,13 +91,14 @@ fn a_vip_leads_to_its_endpoints_with_target_port_and_identities() {
     service.subject_alt_names = vec![Identity::new("mesh.internal", "shop", "other").unwrap()];
     let world = world(vec![service], vec![endpoint("a", "10.0.0.1")]);
     let found = candidates(routed(&world, None, VIP, 7));
-    assert_eq!(found[0].target, "10.0.0.1:8080".parse().unwrap());
-    let Way::Tunnel { peer, identities } = &found[0].way else {
+    assert_eq!(address(&found[0]), "10.0.0.1:8080".parse().unwrap());
+    let Way::Tunnel { hop, authority } = &found[0].way else {
         panic!("{found:?}")
     };
-    assert_eq!(*peer, "10.0.0.1:15008".parse().unwrap());
+    assert_eq!(hop.address.to_string(), "10.0.0.1:15008");
+    assert_eq!(authority.as_str(), "10.0.0.1:8080");
     assert_eq!(
-        identities.iter().map(Identity::service_account).collect::<Vec<_>>(),
+        hop.identities.iter().map(Identity::service_account).collect::<Vec<_>>(),
         ["a", "other"]
     );
 }
@@ -179,24 +186,7 @@ fn passthrough_keeps_the_destination() {
         VIP,
         0,
     ));
-    assert_eq!((found[0].target, &found[0].way), (VIP.parse().unwrap(), &Way::Plain));
-}
-
-#[test]
-fn waypoints_and_other_networks_are_named_not_bypassed() {
-    let mut service = orders();
-    service.has_waypoint = true;
-    let waypoint = world(vec![service], vec![endpoint("a", "10.0.0.1")]);
-    assert!(matches!(
-        failure(routed(&waypoint, None, VIP, 0)),
-        RouteFailure::NeedsWaypoint(_)
-    ));
-    let mut remote = endpoint("a", "10.0.0.1");
-    remote.network = "elsewhere".into();
-    let RouteFailure::NeedsWaypoint(text) = failure(routed(&world(vec![orders()], vec![remote]), None, VIP, 0)) else {
-        panic!("another failure");
-    };
-    assert!(text.contains("elsewhere"), "{text}");
+    assert_eq!((address(&found[0]), &found[0].way), (VIP.parse().unwrap(), &Way::Plain));
 }
 
 #[test]
@@ -219,12 +209,9 @@ fn the_family_that_was_asked_for_comes_first() {
     let mut service = orders();
     service.vips.push(("".into(), "2001:2::1/128".parse().unwrap()));
     let both = world(vec![service.clone()], vec![dual.clone()]);
-    assert!(candidates(routed(&both, None, "[2001:2::1]:80", 0))[0].target.is_ipv6());
-    assert!(candidates(routed(&both, None, VIP, 0))[0].target.is_ipv4());
+    assert!(address(&candidates(routed(&both, None, "[2001:2::1]:80", 0))[0]).is_ipv6());
+    assert!(address(&candidates(routed(&both, None, VIP, 0))[0]).is_ipv4());
     service.ip_families = crate::world::IpFamilies::V6Only;
-    assert!(
-        candidates(routed(&world(vec![service], vec![dual]), None, VIP, 0))[0]
-            .target
-            .is_ipv6()
-    );
+    let only_v6 = world(vec![service], vec![dual]);
+    assert!(address(&candidates(routed(&only_v6, None, VIP, 0))[0]).is_ipv6());
 }

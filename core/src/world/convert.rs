@@ -10,9 +10,11 @@ use mesh_proto::istio::security as policy_proto;
 use mesh_proto::istio::workload as proto;
 use rustc_hash::FxHashSet;
 
-use super::{BalanceMode, IpFamilies, Locality, Port, Scope, Service, ServiceKey, TunnelProtocol, Workload};
+use super::{BalanceMode, Gateway, IpFamilies, Locality, Port, Scope, Service, ServiceKey, TunnelProtocol, Workload};
 use crate::identity::Identity;
 use crate::policy::{self, Match, Policy, StringMatch};
+
+mod gateways;
 
 /// Why a resource was refused.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -39,10 +41,11 @@ pub enum Invalid {
     EmptyStringMatch(&'static str),
 }
 
-/// Strings that thousands of workloads share (namespaces, networks, nodes), held once.
+/// What thousands of workloads share (namespaces, networks, nodes, waypoints), held once.
 #[derive(Debug, Default)]
 pub struct Names {
     known: FxHashSet<Arc<str>>,
+    gateways: FxHashSet<Arc<Gateway>>,
 }
 
 /// More different strings than this are not worth sharing; the set starts anew.
@@ -63,6 +66,18 @@ impl Names {
         }
         let new: Arc<str> = text.into();
         self.known.insert(Arc::clone(&new));
+        new
+    }
+
+    fn share_gateway(&mut self, gateway: Gateway) -> Arc<Gateway> {
+        if let Some(known) = self.gateways.get(&gateway) {
+            return Arc::clone(known);
+        }
+        if self.gateways.len() >= MAX_NAMES {
+            self.gateways.clear();
+        }
+        let new = Arc::new(gateway);
+        self.gateways.insert(Arc::clone(&new));
         new
     }
 }
@@ -104,8 +119,13 @@ pub fn workload(from: proto::Workload, names: &mut Names) -> Result<Workload, In
             subzone: names.share(&locality.subzone),
         },
         capacity: from.capacity.unwrap_or(1),
-        has_waypoint: from.waypoint.is_some(),
-        has_network_gateway: from.network_gateway.is_some(),
+        waypoint: gateways::optional("waypoint", from.waypoint.as_ref(), names)?,
+        network_gateway: gateways::optional("network_gateway", from.network_gateway.as_ref(), names)?,
+        application_tunnel: gateways::application_tunnel(from.application_tunnel.as_ref())?,
+        hbone3: from
+            .extensions
+            .iter()
+            .any(|one| one.name == mesh_proto::extension::HBONE3),
     })
 }
 
@@ -138,7 +158,8 @@ pub fn service(from: proto::Service, names: &mut Names) -> Result<Service, Inval
         allow_unhealthy: balancing.health_policy == proto::load_balancing::HealthPolicy::AllowAll as i32,
         ip_families: ip_families(from.ip_families)?,
         canonical: from.canonical,
-        has_waypoint: from.waypoint.is_some() || !from.weighted_waypoints.is_empty(),
+        waypoint: gateways::optional("waypoint", from.waypoint.as_ref(), names)?,
+        weighted_waypoints: gateways::weighted(&from.weighted_waypoints, names)?,
         private: from.visibility == proto::service::Visibility::Namespace as i32,
     })
 }

@@ -28,8 +28,10 @@ pub(crate) fn workload(uid: &str, address: &str) -> Workload {
         locality: Locality::default(),
         capacity: 1,
         services: vec![],
-        has_waypoint: false,
-        has_network_gateway: false,
+        waypoint: None,
+        network_gateway: None,
+        application_tunnel: None,
+        hbone3: false,
     }
 }
 
@@ -46,7 +48,8 @@ pub(crate) fn service(hostname: &str, vip: &str) -> Service {
         allow_unhealthy: false,
         ip_families: IpFamilies::Automatic,
         canonical: false,
-        has_waypoint: false,
+        waypoint: None,
+        weighted_waypoints: vec![],
         private: false,
     }
 }

@@ -22,6 +22,8 @@ pub struct World {
     by_name: Index<Arc<str>, Workload>,
     /// Network, then address; without HOST_NETWORK workloads.
     by_address: Index<IpAddr, Workload>,
+    /// Those that have a hostname, by namespace and that.
+    by_own_hostname: OrdMap<ServiceKey, Bucket<Workload>>,
     /// By service key, whether the service has arrived or not.
     endpoints: OrdMap<ServiceKey, OrdMap<Arc<str>, Arc<Workload>>>,
     services: OrdMap<ServiceKey, Arc<Service>>,
@@ -94,6 +96,11 @@ impl World {
     /// A workload by namespace and name (an agent finds itself so).
     pub fn workload_named(&self, namespace: &str, name: &str) -> Option<&Arc<Workload>> {
         self.by_name.get(namespace)?.get(name)?.as_slice().first()
+    }
+
+    /// A workload that has a hostname of its own.
+    pub fn workload_with_hostname(&self, key: &ServiceKey) -> Option<&Arc<Workload>> {
+        self.by_own_hostname.get(key)?.as_slice().first()
     }
 
     /// The service that a VIP stands for, as seen from `namespace` (as ztunnel does it, lookup order): an exact VIP, else
@@ -218,6 +225,13 @@ impl World {
         for address in indexed_addresses(&workload) {
             add(&mut self.by_address, &workload.network, address, &workload);
         }
+        if let Some(key) = own_hostname(&workload) {
+            let bucket = match self.by_own_hostname.get(&key) {
+                Some(bucket) => bucket.with(Arc::clone(&workload)),
+                None => Bucket::One(Arc::clone(&workload)),
+            };
+            self.by_own_hostname.insert(key, bucket);
+        }
         for (key, _) in &workload.services {
             let held = self.endpoints.entry(key.clone()).or_default();
             held.insert(Arc::clone(&workload.uid), Arc::clone(&workload));
@@ -229,6 +243,12 @@ impl World {
         drop_entry(&mut self.by_name, &old.namespace, &old.name, old);
         for address in indexed_addresses(old) {
             drop_entry(&mut self.by_address, &old.network, &address, old);
+        }
+        if let Some(key) = own_hostname(old) {
+            match self.by_own_hostname.get(&key).and_then(|bucket| bucket.without(old)) {
+                Some(left) => self.by_own_hostname.insert(key, left),
+                None => self.by_own_hostname.remove(&key),
+            };
         }
         for (key, _) in &old.services {
             let Some(held) = self.endpoints.get_mut(key) else {
@@ -384,6 +404,13 @@ fn indexed_addresses(workload: &Workload) -> impl Iterator<Item = IpAddr> {
         &workload.addresses
     };
     addresses.iter().map(IpAddr::to_canonical)
+}
+
+fn own_hostname(workload: &Workload) -> Option<ServiceKey> {
+    (!workload.hostname.is_empty()).then(|| ServiceKey {
+        namespace: Arc::clone(&workload.namespace),
+        hostname: Arc::clone(&workload.hostname),
+    })
 }
 
 /// The ranges that hold `address`, the narrowest first.
