@@ -9,6 +9,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 
 use ipnet::IpNet;
+use mesh_core::transport::Preference;
 use serde::{Deserialize, Serialize};
 
 use crate::dns::Lookup;
@@ -121,8 +122,10 @@ impl Default for Capture {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Tunnel {
-    /// UDP (HBONE/3) and, later, TCP (HBONE).
+    /// UDP (HBONE/3) and TCP (HBONE).
     pub listen: SocketAddr,
+    /// `auto`: what works best with each peer; `quic` or `tcp`: that and nothing else, when we dial.
+    pub transport: Preference,
     /// Trust domains other than our own whose members may connect.
     pub trust_domain_aliases: Vec<String>,
     /// Handshakes under way at a time; above a quarter of it QUIC Retry is demanded.
@@ -147,6 +150,7 @@ impl Default for Tunnel {
     fn default() -> Self {
         Self {
             listen: SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), 15008),
+            transport: Preference::Auto,
             trust_domain_aliases: Vec::new(),
             max_handshakes: 1024,
             max_streams: 4096,

@@ -1,6 +1,7 @@
 //! Carries bytes both ways between two ends, with half-close, reset and counts. No buffer of its own: the next chunk is
 //! read only after the last one was taken, so that back-pressure goes from end to end.
 
+mod duplex;
 pub mod tcp;
 
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -128,3 +129,17 @@ async fn one_way(source: &mut impl Source, sink: &mut impl Sink, count: &Count) 
 /// Most that is gathered for one call; as many pieces as quinn gives at a time.
 const GATHERED_BYTES: usize = 128 << 10;
 const GATHERED_PIECES: usize = 64;
+
+/// An end as a plain stream of bytes, for what wants one (TLS). What is written to it goes out at the end's sink.
+pub fn pipe<R: Source + 'static, W: Sink + 'static>(end: End<R, W>) -> tokio::io::DuplexStream {
+    let (near, far) = tokio::io::duplex(PIPE);
+    tokio::task::spawn_local(async move {
+        let (forth, back) = (Count::default(), Count::default());
+        // Whoever reads or writes the pipe hears of its end.
+        let _ = both_ways(duplex::split(far), end, &forth, &back).await;
+    });
+    near
+}
+
+/// Bytes that a pipe holds in each direction.
+const PIPE: usize = 256 << 10;

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use mesh_core::connect::ResponseHead;
 use mesh_core::engine::Refusal;
 use mesh_core::inbound::TargetRefusal;
 use mesh_core::outbound::RouteFailure;
@@ -105,6 +106,14 @@ impl From<std::io::Error> for Failure {
 }
 
 impl Failure {
+    /// What a peer's answer other than 200 means.
+    pub fn from_status(head: ResponseHead) -> Self {
+        Self::Status {
+            status: head.status,
+            reason: head.policy.or(head.reason),
+        }
+    }
+
     /// Istio's `response_flags`.
     pub fn response_flags(&self) -> &'static str {
         match self {

@@ -29,6 +29,12 @@ pub enum Transport {
     /// HTTP/3 over QUIC.
     #[serde(rename = "hbone3")]
     Hbone3,
+    /// HTTP/2 over TCP.
+    #[serde(rename = "hbone")]
+    Hbone,
+    /// HTTP/2 inside a tunnel to the gateway of another network.
+    #[serde(rename = "double-hbone")]
+    DoubleHbone,
     /// No tunnel.
     #[serde(rename = "plain")]
     Plain,
@@ -39,6 +45,8 @@ impl Transport {
     pub fn name(self) -> &'static str {
         match self {
             Self::Hbone3 => "hbone3",
+            Self::Hbone => "hbone",
+            Self::DoubleHbone => "double-hbone",
             Self::Plain => "plain",
         }
     }
@@ -46,7 +54,7 @@ impl Transport {
     /// Istio's `connection_security_policy`.
     pub fn security_policy(self) -> &'static str {
         match self {
-            Self::Hbone3 => "mutual_tls",
+            Self::Hbone3 | Self::Hbone | Self::DoubleHbone => "mutual_tls",
             Self::Plain => "unknown",
         }
     }

@@ -5,8 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use mesh_core::h3::code;
-use mesh_core::h3::head::ResponseHead;
+use mesh_core::connect::ResponseHead;
 use mesh_core::inbound::{service_meant, target};
 use mesh_core::policy::{Connection, Decision, Denial, Verdict, authorize};
 use mesh_core::world::{Workload, World};
@@ -14,9 +13,10 @@ use mesh_core::world::{Workload, World};
 use crate::access;
 use crate::copy::{both_ways, tcp};
 use crate::failure::{Failure, denial_policies};
-use crate::flows::{Direction, Facts, Registered, Transport};
+use crate::flows::{Direction, Facts, Registered};
 use crate::shared::Shared;
 use crate::socket;
+use crate::tunnel::Abort;
 use crate::tunnel::header::baggage;
 use crate::tunnel::listen::Request;
 
@@ -71,14 +71,14 @@ async fn carry(
     let tunnel = request.accept(response).await?;
     let (forth, back) = (registered.forth.clone(), registered.back.clone());
     // What ends the flow on our side without a word of its own is the application.
-    abort.set(code::CONNECT_ERROR);
+    abort.set(Abort::Connect);
     let copy = both_ways(tunnel, application, &forth, &back);
     tokio::pin!(copy);
     tokio::select! {
         biased;
         Ok(reason) = &mut registered.cut => {
             if let Failure::PolicyChange(_) = reason {
-                abort.set(code::MESH_POLICY);
+                abort.set(Abort::Policy);
             }
             Err(reason)
         }
@@ -143,7 +143,7 @@ fn facts(shared: &Shared, world: &World, request: &Request, own: Option<Arc<Work
         .unwrap_or(shared.membership.address);
     Facts {
         direction: Direction::Inbound,
-        transport: Transport::Hbone3,
+        transport: peer.transport,
         source: peer.address,
         destination: SocketAddr::new(local, 0),
         original: None,

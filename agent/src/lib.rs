@@ -34,6 +34,7 @@ pub mod socket;
 pub mod state;
 pub mod tls;
 pub mod trace;
+pub mod transports;
 pub mod tun;
 pub mod tunnel;
 pub mod xds;

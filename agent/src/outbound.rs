@@ -4,7 +4,8 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use mesh_core::outbound::{self, Authority, Candidate, Own, Route, Way, route};
+use mesh_core::identity::Identity;
+use mesh_core::outbound::{self, Authority, Candidate, Hop, Own, Quic, Route, Way, route};
 use mesh_core::policy::{Connection, Decision, authorize};
 use mesh_core::world::{Service, World};
 
@@ -18,10 +19,10 @@ use crate::flows::{Direction, Facts, Registered, Transport};
 use crate::shared::Shared;
 use crate::socket;
 use crate::tunnel::header;
-use crate::tunnel::{ConnectHead, Dial, Peer, Target};
+use crate::tunnel::{ConnectHead, Peer, StreamSink, StreamSource, Target, Tunnels};
 
 /// Serves one flow to its end. Never fails: what goes wrong is told to the application, the log and the metrics.
-pub async fn serve<D: Dial>(shared: Arc<Shared>, dial: D, flow: Flow, seed: u64) {
+pub async fn serve(shared: Arc<Shared>, tunnels: Tunnels, flow: Flow, seed: u64) {
     let started = Instant::now();
     let world = shared.world();
     let client = flow.key().source;
@@ -37,7 +38,7 @@ pub async fn serve<D: Dial>(shared: Arc<Shared>, dial: D, flow: Flow, seed: u64)
 
     let mut attempts = Attempts {
         shared: &shared,
-        dial: &dial,
+        tunnels: &tunnels,
         world: &world,
         service,
         client,
@@ -75,23 +76,23 @@ fn decide(shared: &Shared, world: &World, destination: SocketAddr, seed: u64) ->
 }
 
 /// An open way to the far side.
-enum Opened<D: Dial> {
-    Tunnel(End<D::Source, D::Sink>),
+enum Opened {
+    Tunnel(End<StreamSource, StreamSink>),
     Plain(End<TcpSource, TcpSink>),
 }
 
 /// Tries candidates in turn; nothing was sent yet, so each may fail without harm.
-struct Attempts<'a, D> {
+struct Attempts<'a> {
     shared: &'a Shared,
-    dial: &'a D,
+    tunnels: &'a Tunnels,
     world: &'a World,
     service: Option<Arc<Service>>,
     client: SocketAddr,
     destination: SocketAddr,
 }
 
-impl<D: Dial> Attempts<'_, D> {
-    async fn run(&mut self, candidates: &[Candidate]) -> Result<(Opened<D>, Facts), (Failure, Box<Facts>)> {
+impl Attempts<'_> {
+    async fn run(&mut self, candidates: &[Candidate]) -> Result<(Opened, Facts), (Failure, Box<Facts>)> {
         let mut last = None;
         for candidate in candidates {
             let (candidate, found) = match self.resolve(candidate).await {
@@ -155,7 +156,7 @@ impl<D: Dial> Attempts<'_, D> {
         Ok(candidate.clone().resolved(address.ip()))
     }
 
-    async fn open(&self, candidate: &Candidate, facts: &mut Facts) -> Result<Opened<D>, Failure> {
+    async fn open(&self, candidate: &Candidate, facts: &mut Facts) -> Result<Opened, Failure> {
         let limit = Duration::from_millis(self.shared.config.outbound.connect_timeout_ms);
         match &candidate.way {
             Way::Plain => {
@@ -164,25 +165,49 @@ impl<D: Dial> Attempts<'_, D> {
                 Ok(Opened::Plain(tcp::split(stream)))
             }
             Way::Tunnel { hop, authority } => {
-                let peer = dialled(&hop.address)?;
-                let target = Target {
-                    peer,
-                    identities: hop.identities.clone(),
-                };
-                let head = self.head(authority);
-                let dialled = tokio::time::timeout(limit, self.dial.dial(&target, &head));
-                let (end, peer) = dialled.await.map_err(|_| Failure::Timeout(timeout_hint(peer)))??;
+                let target = target(hop)?;
+                let head = self.head(authority, None);
+                let dialled = tokio::time::timeout(limit, self.tunnels.dial(&target, &head));
+                let (end, peer) = dialled
+                    .await
+                    .map_err(|_| Failure::Timeout(timeout_hint(target.peer)))??;
                 note_peer(facts, peer);
                 Ok(Opened::Tunnel(end))
             }
-            Way::Double { gateway, .. } => Err(Failure::Unreachable(format!(
-                "the destination is behind the gateway {} of another network, which this version cannot pass",
-                gateway.address
-            ))),
+            Way::Double {
+                gateway,
+                authority,
+                identities,
+            } => {
+                let gateway = target(gateway)?;
+                let dialled = tokio::time::timeout(limit, self.through(&gateway, authority, identities));
+                let (end, peer) = dialled
+                    .await
+                    .map_err(|_| Failure::Timeout(timeout_hint(gateway.peer)))??;
+                note_peer(facts, peer);
+                Ok(Opened::Tunnel(end))
+            }
         }
     }
 
-    fn head(&self, authority: &Authority) -> ConnectHead {
+    /// Through the gateway of another network, to one of `identities` that it picks.
+    async fn through(
+        &self,
+        gateway: &Target,
+        authority: &Authority,
+        identities: &[Identity],
+    ) -> Result<crate::tunnel::Opened, Failure> {
+        let outer = self.tunnels.dial(gateway, &self.head(authority, None)).await?;
+        let inner = Target {
+            identities: identities.to_vec(),
+            ..gateway.clone()
+        };
+        let network = self.shared.membership.network.clone();
+        let head = self.head(authority, Some(network));
+        self.tunnels.dial_inside(outer, &inner, &head).await
+    }
+
+    fn head(&self, authority: &Authority, forwarded_network: Option<String>) -> ConnectHead {
         let own = self.shared.own_workload(self.world);
         let host = self.service.as_ref().map(|service| &*service.key.hostname);
         ConnectHead {
@@ -190,8 +215,17 @@ impl<D: Dial> Attempts<'_, D> {
             baggage: own.as_deref().map(header::baggage),
             forwarded: Some(header::forwarded(self.client, host)),
             traceparent: Some(header::fresh_traceparent()),
+            forwarded_network,
         }
     }
+}
+
+fn target(hop: &Hop) -> Result<Target, Failure> {
+    Ok(Target {
+        peer: dialled(&hop.address)?,
+        identities: hop.identities.clone(),
+        quic: hop.quic,
+    })
 }
 
 fn dialled(target: &outbound::Target) -> Result<SocketAddr, Failure> {
@@ -201,12 +235,13 @@ fn dialled(target: &outbound::Target) -> Result<SocketAddr, Failure> {
 
 fn timeout_hint(peer: SocketAddr) -> String {
     format!(
-        "{peer} did not answer in time, maybe a firewall is blocking UDP port {}",
+        "{peer} did not answer in time, maybe a firewall is blocking TCP and UDP port {}",
         peer.port()
     )
 }
 
 fn note_peer(facts: &mut Facts, peer: Peer) {
+    facts.transport = peer.transport;
     facts.hbone = Some(peer.address);
     facts.destination_identity = Some(peer.identity);
     facts.peer_certificate = Some((peer.serial, peer.spki_sha256));
@@ -227,11 +262,7 @@ fn facts(
     });
     Facts {
         direction: Direction::Outbound,
-        transport: if tunnel.is_some() {
-            Transport::Hbone3
-        } else {
-            Transport::Plain
-        },
+        transport: candidate.map_or(Transport::Plain, expected_transport),
         source,
         destination: candidate
             .and_then(|candidate| candidate.target.address())
@@ -247,6 +278,16 @@ fn facts(
     }
 }
 
+/// Before a peer answered; after that the tunnel says.
+fn expected_transport(candidate: &Candidate) -> Transport {
+    match &candidate.way {
+        Way::Plain => Transport::Plain,
+        Way::Double { .. } => Transport::DoubleHbone,
+        Way::Tunnel { hop, .. } if hop.quic == Quic::Marked => Transport::Hbone3,
+        Way::Tunnel { .. } => Transport::Hbone,
+    }
+}
+
 /// The application sees why, and so do the log and the metrics.
 fn refuse(shared: &Shared, flow: Flow, facts: Facts, started: Instant, failure: &Failure) {
     flow.refuse(failure.refusal());
@@ -255,7 +296,7 @@ fn refuse(shared: &Shared, flow: Flow, facts: Facts, started: Instant, failure: 
     access::closed(registered.id, &facts, forth, back, started.elapsed(), Some(failure));
 }
 
-async fn carry<D: Dial>(shared: &Arc<Shared>, flow: Flow, opened: Opened<D>, facts: Facts) {
+async fn carry(shared: &Arc<Shared>, flow: Flow, opened: Opened, facts: Facts) {
     let started = Instant::now();
     let mut registered = shared.flows.register(facts.clone());
     access::opened(registered.id, &facts);

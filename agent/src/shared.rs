@@ -12,6 +12,7 @@ use crate::certs::Credentials;
 use crate::config::Config;
 use crate::flows::Flows;
 use crate::join::Membership;
+use crate::transports::Transports;
 
 /// Shared by all tasks of both runtimes; every field is cheap to read.
 #[derive(Debug)]
@@ -24,6 +25,8 @@ pub struct Shared {
     pub flows: Arc<Flows>,
     /// Whether the control plane was heard since the start.
     pub settled: AtomicBool,
+    /// QUIC or TCP: what is remembered of each peer.
+    pub transports: Transports,
 }
 
 impl Shared {
@@ -40,6 +43,14 @@ impl Shared {
     /// The certificate as it is now.
     pub fn credentials(&self) -> Option<Arc<Credentials>> {
         self.credentials.borrow().clone()
+    }
+
+    /// Trust domains whose members may connect: our own, and its aliases.
+    pub fn trust_domains(&self) -> Vec<String> {
+        let aliases = self.config.tunnel.trust_domain_aliases.iter().cloned();
+        std::iter::once(self.membership.trust_domain.clone())
+            .chain(aliases)
+            .collect()
     }
 
     /// Our own record in `world`.

@@ -32,6 +32,16 @@ pub async fn connect(peer: SocketAddr, mark: u32, timeout: Duration) -> io::Resu
     Ok(stream)
 }
 
+/// Probes a connection that is quiet for long (as ztunnel does it).
+pub fn keep_alive(stream: &tokio::net::TcpStream) {
+    let keepalive = socket2::TcpKeepalive::new()
+        .with_time(KEEP_ALIVE)
+        .with_interval(KEEP_ALIVE)
+        .with_retries(9);
+    // Without it a dead peer is noticed later.
+    let _ = socket2::SockRef::from(stream).set_tcp_keepalive(&keepalive);
+}
+
 /// A marked TCP listener.
 pub fn listen(bind: SocketAddr, mark: u32) -> io::Result<tokio::net::TcpListener> {
     let socket = Socket::new(Domain::for_address(bind), Type::STREAM, Some(Protocol::TCP))?;
@@ -71,6 +81,7 @@ fn set_mark(socket: &Socket, mark: u32) -> io::Result<()> {
 }
 
 const BUFFER: usize = 4 << 20;
+const KEEP_ALIVE: Duration = Duration::from_secs(180);
 
 #[cfg(test)]
 mod tests {

@@ -6,6 +6,7 @@ mod verify;
 use std::sync::Arc;
 
 use mesh_core::identity::Identity;
+use rustls::CipherSuite;
 use rustls::crypto::CryptoProvider;
 use rustls::crypto::aws_lc_rs::{self, cipher_suite, kx_group};
 use rustls::sign::SingleCertAndKey;
@@ -18,6 +19,36 @@ use verify::{ClientVerifier, ServerVerifier};
 
 /// The world, for revocations.
 pub type WorldWatch = watch::Receiver<Arc<World>>;
+
+/// What is spoken inside.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Alpn {
+    /// HTTP/3, over QUIC.
+    H3,
+    /// HTTP/2, over TCP.
+    H2,
+}
+
+impl Alpn {
+    /// The protocol's name (RFC 7301).
+    pub fn name(self) -> &'static [u8] {
+        match self {
+            Self::H3 => b"h3",
+            Self::H2 => b"h2",
+        }
+    }
+
+    fn provider(self) -> Arc<CryptoProvider> {
+        let mut provider = (*provider()).clone();
+        if self == Self::H2 {
+            // Istio's proxies offer AES alone.
+            provider
+                .cipher_suites
+                .retain(|suite| suite.suite() != CipherSuite::TLS13_CHACHA20_POLY1305_SHA256);
+        }
+        Arc::new(provider)
+    }
+}
 
 /// AES first, for speed; X25519MLKEM768 preferred.
 pub fn provider() -> Arc<CryptoProvider> {
@@ -36,15 +67,16 @@ pub fn client(
     credentials: &Credentials,
     identities: Vec<Identity>,
     world: WorldWatch,
+    alpn: Alpn,
 ) -> Result<rustls::ClientConfig, rustls::Error> {
-    let provider = provider();
+    let provider = alpn.provider();
     let verifier = ServerVerifier::new(credentials.roots.clone(), provider.clone(), identities, world);
     let mut config = rustls::ClientConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&rustls::version::TLS13])?
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(verifier))
         .with_client_cert_resolver(Arc::new(SingleCertAndKey::from(credentials.key.clone())));
-    config.alpn_protocols = vec![ALPN.to_vec()];
+    config.alpn_protocols = vec![alpn.name().to_vec()];
     config.enable_sni = false;
     // A resumed session would skip today's certificate check.
     config.resumption = rustls::client::Resumption::disabled();
@@ -56,19 +88,17 @@ pub fn server(
     credentials: &Credentials,
     trust_domains: Vec<String>,
     world: WorldWatch,
+    alpn: Alpn,
 ) -> Result<rustls::ServerConfig, rustls::Error> {
-    let provider = provider();
+    let provider = alpn.provider();
     let verifier = ClientVerifier::new(credentials.roots.clone(), provider.clone(), trust_domains, world)?;
     let mut config = rustls::ServerConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&rustls::version::TLS13])?
         .with_client_cert_verifier(Arc::new(verifier))
         .with_cert_resolver(Arc::new(SingleCertAndKey::from(credentials.key.clone())));
-    config.alpn_protocols = vec![ALPN.to_vec()];
+    config.alpn_protocols = vec![alpn.name().to_vec()];
     config.session_storage = Arc::new(rustls::server::NoServerSessionStorage {});
     config.send_tls13_tickets = 0;
     config.max_early_data_size = 0;
     Ok(config)
 }
-
-/// HTTP/3.
-const ALPN: &[u8] = b"h3";

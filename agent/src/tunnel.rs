@@ -1,27 +1,35 @@
 //! Tunnels between mesh members: who is dialled and how; one CONNECT is one stream is one flow.
+//!
+//! Two kinds carry the same CONNECT: HBONE/3 (`http3`: HTTP/3 over QUIC) and HBONE (`http2`: HTTP/2 over TLS over TCP, as
+//! ztunnel speaks it). Everything else is one and the same: pool, limits, identities, the choice between them.
 
-mod connection;
+mod dial;
 pub mod header;
+mod http2;
+mod http3;
 mod limits;
+mod link;
 pub mod listen;
 mod pool;
-pub mod quic;
 mod stream;
 
 use std::net::SocketAddr;
 
 use mesh_core::identity::Identity;
+use mesh_core::outbound::Quic;
 
-use crate::copy::{End, Sink, Source};
-use crate::failure::Failure;
-pub use mesh_core::h3::head::ConnectHead;
-pub use stream::{AbortCode, StreamSink, StreamSource};
+use crate::flows::Transport;
+pub use dial::{Opened, Tunnels};
+pub use mesh_core::connect::{ConnectHead, ResponseHead};
+pub use stream::{Abort, AbortCode, StreamSink, StreamSource};
 
 /// Whom to dial: the peer's HBONE address, and the identities of which its certificate must show one.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Target {
     pub peer: SocketAddr,
     pub identities: Vec<Identity>,
+    /// What the world says of HBONE/3 there.
+    pub quic: Quic,
 }
 
 /// Who is at the other end, from its verified certificate.
@@ -31,15 +39,5 @@ pub struct Peer {
     pub address: SocketAddr,
     pub serial: Vec<u8>,
     pub spki_sha256: [u8; 32],
-}
-
-/// Opens one stream to a peer. HTTP/3 over QUIC is [`quic::Quic`]; HBONE over TCP has its place beside it.
-#[allow(async_fn_in_trait)]
-pub trait Dial {
-    /// The stream's two directions.
-    type Source: Source;
-    type Sink: Sink;
-    /// Opens a tunnel if there is none, sends the CONNECT and waits for its 200.
-    async fn dial(&self, target: &Target, head: &ConnectHead)
-    -> Result<(End<Self::Source, Self::Sink>, Peer), Failure>;
+    pub transport: Transport,
 }

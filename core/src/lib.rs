@@ -16,12 +16,15 @@
 //! | [`why`] | why a connection would or would not be, for those who ask |
 //! | [`dns`] | what is answered, and what is forwarded |
 //! | [`xds`] | the delta-xDS session: versions, nonces, ACK and NACK |
+//! | [`connect`] | what a CONNECT says, and its answer |
+//! | [`transport`] | QUIC or TCP to a peer |
 //! | [`h3`] | HTTP/3 frames, QPACK and the CONNECT head |
 //! | [`token`] | the bootstrap token |
 //! | [`rotation`] | when a certificate is renewed |
 #![forbid(unsafe_code)]
 
 pub mod balance;
+pub mod connect;
 pub mod dns;
 pub mod engine;
 pub mod h3;
@@ -33,6 +36,7 @@ pub mod packet;
 pub mod policy;
 pub mod rotation;
 pub mod token;
+pub mod transport;
 pub mod why;
 pub mod world;
 pub mod xds;

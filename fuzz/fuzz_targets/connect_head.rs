@@ -2,7 +2,8 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use mesh_core::h3::head::{Request, decode_request, decode_response, encode_request, encode_response};
+use mesh_core::connect::Request;
+use mesh_core::h3::head::{decode_request, decode_response, encode_request, encode_response};
 
 fuzz_target!(|bytes: &[u8]| {
     if let Ok(Request::Connect(head)) = decode_request(bytes) {

@@ -3,14 +3,15 @@
 use std::sync::Arc;
 
 use mesh_agent::failure::Failure;
+use mesh_core::transport::Preference;
 use mesh_core::world::{Delta, Revocation};
 use rustls::crypto::aws_lc_rs;
 
-use crate::mesh::{Ca, Member, dial, echo, echo_server, run};
+use crate::mesh::{Ca, Member, dial, echo, echo_server, over, over_each};
 
 #[test]
 fn the_named_identity_gets_a_tunnel_and_no_other() {
-    run(async || {
+    over_each(async || {
         let ca = Ca::new();
         let (web, orders) = (
             Member::new("web", &ca.member("web")),
@@ -18,11 +19,11 @@ fn the_named_identity_gets_a_tunnel_and_no_other() {
         );
         let application = echo_server().await;
         let peer = orders.serve();
-        let quic = web.dialer();
-        let mut stream = dial(&quic, peer, &["other", "orders"], &application).await.unwrap();
+        let tunnels = web.dialer();
+        let mut stream = dial(&tunnels, peer, &["other", "orders"], &application).await.unwrap();
         echo(&mut stream, b"hello").await.unwrap();
         for names in [&["web"][..], &[]] {
-            let refused = dial(&quic, peer, names, &application).await.unwrap_err();
+            let refused = dial(&tunnels, peer, names, &application).await.unwrap_err();
             assert!(
                 matches!(&refused, Failure::Tls(why) if why.contains("identity mismatch")),
                 "{refused}"
@@ -33,7 +34,7 @@ fn the_named_identity_gets_a_tunnel_and_no_other() {
 
 #[test]
 fn strangers_are_turned_away_by_the_server() {
-    run(async || {
+    over_each(async || {
         let ca = Ca::new();
         let orders = Member::new("orders", &ca.member("orders"));
         let application = echo_server().await;
@@ -49,8 +50,8 @@ fn strangers_are_turned_away_by_the_server() {
             ("other trust domain", of_another_domain),
         ] {
             let stranger = Member::new("web", &pem);
-            let quic = stranger.dialer();
-            let refused = dial(&quic, peer, &["orders"], &application).await;
+            let tunnels = stranger.dialer();
+            let refused = dial(&tunnels, peer, &["orders"], &application).await;
             assert!(refused.is_err(), "{what}: got a tunnel");
         }
         // An alias opens the door.
@@ -59,21 +60,21 @@ fn strangers_are_turned_away_by_the_server() {
         Arc::get_mut(&mut shared.config).unwrap().tunnel.trust_domain_aliases = vec!["elsewhere".into()];
         let peer = friendly.serve();
         let web = Member::new("web", &ca.leaf("spiffe://elsewhere/ns/shop/sa/web", 30));
-        let quic = web.dialer();
-        dial(&quic, peer, &["orders"], &application).await.unwrap();
+        let tunnels = web.dialer();
+        dial(&tunnels, peer, &["orders"], &application).await.unwrap();
     });
 }
 
 #[test]
 fn a_server_under_another_ca_is_refused() {
-    run(async || {
+    over_each(async || {
         let (ours, theirs) = (Ca::new(), Ca::new());
         let (web, orders) = (
             Member::new("web", &ours.member("web")),
             Member::new("orders", &theirs.member("orders")),
         );
-        let (quic, peer) = (web.dialer(), orders.serve());
-        let refused = dial(&quic, peer, &["orders"], "127.0.0.1:1").await.unwrap_err();
+        let (tunnels, peer) = (web.dialer(), orders.serve());
+        let refused = dial(&tunnels, peer, &["orders"], "127.0.0.1:1").await.unwrap_err();
         assert!(matches!(refused, Failure::Tls(_)), "{refused}");
     });
 }
@@ -82,10 +83,10 @@ fn a_server_under_another_ca_is_refused() {
 /// X25519 is, too.
 #[test]
 fn the_key_exchange_is_post_quantum_where_it_can_be() {
-    run(async || {
+    over(Preference::Quic, async || {
         let ca = Ca::new();
         let web = Member::new("web", &ca.member("web"));
-        let quic = web.dialer();
+        let tunnels = web.dialer();
         for group in [aws_lc_rs::kx_group::X25519MLKEM768, aws_lc_rs::kx_group::X25519] {
             let mut provider = aws_lc_rs::default_provider();
             provider.kx_groups = vec![group];
@@ -106,8 +107,8 @@ fn the_key_exchange_is_post_quantum_where_it_can_be() {
                 connection.accept_bi().await.is_ok()
             });
             let dialling = tokio::task::spawn_local({
-                let quic = quic.clone();
-                async move { dial(&quic, peer, &["orders"], "127.0.0.1:1").await.map(drop) }
+                let tunnels = tunnels.clone();
+                async move { dial(&tunnels, peer, &["orders"], "127.0.0.1:1").await.map(drop) }
             });
             assert!(accepted.await.unwrap(), "no request came");
             dialling.abort();
@@ -117,7 +118,7 @@ fn the_key_exchange_is_post_quantum_where_it_can_be() {
 
 #[test]
 fn a_renewal_drops_no_stream_and_a_revocation_does() {
-    run(async || {
+    over_each(async || {
         let ca = Ca::new();
         let (web, orders) = (
             Member::new("web", &ca.member("web")),
@@ -125,8 +126,8 @@ fn a_renewal_drops_no_stream_and_a_revocation_does() {
         );
         let application = echo_server().await;
         let peer = orders.serve();
-        let quic = web.dialer();
-        let mut stream = dial(&quic, peer, &["orders"], &application).await.unwrap();
+        let tunnels = web.dialer();
+        let mut stream = dial(&tunnels, peer, &["orders"], &application).await.unwrap();
         echo(&mut stream, b"before").await.unwrap();
         for (member, name) in [(&orders, "orders"), (&web, "web")] {
             member
@@ -134,12 +135,12 @@ fn a_renewal_drops_no_stream_and_a_revocation_does() {
                 .send_replace(Some(Arc::new(ca.member(name).credentials().unwrap())));
         }
         echo(&mut stream, b"after").await.unwrap();
-        dial(&quic, peer, &["orders"], &application).await.unwrap();
+        dial(&tunnels, peer, &["orders"], &application).await.unwrap();
 
         let fresh = ca.member("web");
         let doomed = Member::new("web", &fresh);
-        let quic = doomed.dialer();
-        let mut stream = dial(&quic, peer, &["orders"], &application).await.unwrap();
+        let tunnels = doomed.dialer();
+        let mut stream = dial(&tunnels, peer, &["orders"], &application).await.unwrap();
         echo(&mut stream, b"still trusted").await.unwrap();
         let revoked = Revocation {
             serials: vec![fresh.credentials().unwrap().serial],
@@ -152,7 +153,7 @@ fn a_renewal_drops_no_stream_and_a_revocation_does() {
         let end = mesh_agent::copy::Source::recv(&mut stream.source).await;
         assert!(end.is_err(), "a revoked peer's stream lives on");
         assert!(
-            dial(&quic, peer, &["orders"], &application).await.is_err(),
+            dial(&tunnels, peer, &["orders"], &application).await.is_err(),
             "a revoked peer got a new tunnel"
         );
     });

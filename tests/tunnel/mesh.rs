@@ -1,5 +1,6 @@
 //! Members for tests: certificates of one CA, a world that knows them, endpoints on loopback.
 
+use std::cell::Cell;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -11,10 +12,12 @@ use mesh_agent::copy::{End, Sink as _, Source as _};
 use mesh_agent::failure::Failure;
 use mesh_agent::join::Membership;
 use mesh_agent::shared::Shared;
-use mesh_agent::tunnel::quic::Quic;
-use mesh_agent::tunnel::{ConnectHead, Dial as _, StreamSink, StreamSource, Target, listen};
+use mesh_agent::transports::Transports;
+use mesh_agent::tunnel::{ConnectHead, StreamSink, StreamSource, Target, Tunnels, listen};
 use mesh_agent::{flows, inbound};
 use mesh_core::identity::Identity;
+use mesh_core::outbound::Quic;
+use mesh_core::transport::Preference;
 use mesh_core::world::{Delta, Locality, TunnelProtocol, Workload, World};
 use time::OffsetDateTime;
 use tokio::sync::watch;
@@ -73,6 +76,7 @@ pub struct Member {
 impl Member {
     pub fn new(name: &str, pem: &Pem) -> Self {
         let mut config = Config::default();
+        config.tunnel.transport = TRANSPORT.get();
         config.tunnel.listen = "127.0.0.1:0".parse().unwrap();
         config.outbound.connect_timeout_ms = 2_000;
         // Marking a socket needs a capability, which these tests do without.
@@ -88,12 +92,13 @@ impl Member {
         let (world, world_watch) = watch::channel(Arc::new(world));
         let (credentials, credentials_watch) = watch::channel(Some(Arc::new(pem.credentials().unwrap())));
         let shared = Shared {
-            config: Arc::new(config),
             membership: membership(name),
             world: world_watch,
             credentials: credentials_watch,
             flows: Arc::<flows::Flows>::default(),
             settled: AtomicBool::new(true),
+            transports: Transports::new(config.tunnel.transport),
+            config: Arc::new(config),
         };
         Self {
             shared: Arc::new(shared),
@@ -114,32 +119,36 @@ impl Member {
     }
 
     /// The same, with the handle by which it is told to drain.
-    pub fn serve_drainable(&self) -> (SocketAddr, Quic) {
-        let quic = Quic::bind(self.shared.clone()).unwrap();
-        let address = quic.local_address().unwrap();
+    pub fn serve_drainable(&self) -> (SocketAddr, Tunnels) {
+        let tunnels = Tunnels::bind(self.shared.clone()).unwrap();
+        let address = tunnels.local_address();
         let shared = self.shared.clone();
         let handler = move |request| inbound::serve(shared.clone(), request);
-        tokio::task::spawn_local(listen::run(quic.clone(), handler));
+        tokio::task::spawn_local(listen::run(tunnels.clone(), handler));
         tokio::task::spawn_local(inbound::recheck(self.shared.clone()));
-        (address, quic)
+        (address, tunnels)
     }
 
-    pub fn dialer(&self) -> Quic {
-        Quic::bind(self.shared.clone()).unwrap()
+    pub fn dialer(&self) -> Tunnels {
+        Tunnels::bind(self.shared.clone()).unwrap()
     }
 }
 
 pub type Stream = End<StreamSource, StreamSink>;
 
 /// Dials `peer`, which must be one of `names`, and asks for `authority`.
-pub async fn dial(quic: &Quic, peer: SocketAddr, names: &[&str], authority: &str) -> Result<Stream, Failure> {
+pub async fn dial(tunnels: &Tunnels, peer: SocketAddr, names: &[&str], authority: &str) -> Result<Stream, Failure> {
     let identities = names.iter().map(|name| id(name)).collect();
-    let target = Target { peer, identities };
+    let target = Target {
+        peer,
+        identities,
+        quic: Quic::Marked,
+    };
     let head = ConnectHead {
         authority: authority.into(),
         ..ConnectHead::default()
     };
-    let dialled = tokio::time::timeout(Duration::from_secs(10), quic.dial(&target, &head)).await;
+    let dialled = tokio::time::timeout(Duration::from_secs(10), tunnels.dial(&target, &head)).await;
     dialled.expect("dialling took too long").map(|(stream, _)| stream)
 }
 
@@ -183,6 +192,24 @@ pub async fn echo_server() -> String {
         }
     });
     target(address)
+}
+
+thread_local! {
+    /// What new members dial over.
+    static TRANSPORT: Cell<Preference> = const { Cell::new(Preference::Quic) };
+}
+
+/// Runs a test over HTTP/3 and over HTTP/2: what it says holds for both.
+pub fn over_each(test: impl AsyncFn()) {
+    for preference in [Preference::Quic, Preference::Tcp] {
+        over(preference, &test);
+    }
+}
+
+/// Runs a test whose members dial in this way.
+pub fn over(preference: Preference, test: impl AsyncFnOnce()) {
+    TRANSPORT.set(preference);
+    run(test);
 }
 
 /// Runs a test on one thread, as a shard does.

@@ -7,7 +7,7 @@ use mesh_agent::failure::Failure;
 use mesh_core::policy::{Action, Match, Policy, Scope, StringMatch};
 use mesh_core::world::Delta;
 
-use crate::mesh::{Ca, Member, dial, echo, echo_server, run, target};
+use crate::mesh::{Ca, Member, dial, echo, echo_server, over_each, target};
 
 fn deny_web() -> Policy {
     Policy {
@@ -34,10 +34,10 @@ fn pair() -> (Member, Member) {
 
 #[test]
 fn only_our_own_addresses_and_none_of_our_ports() {
-    run(async || {
+    over_each(async || {
         let (web, orders) = pair();
         let peer = orders.serve();
-        let quic = web.dialer();
+        let tunnels = web.dialer();
         for target in [
             "127.0.0.1:80",
             "169.254.169.254:80",
@@ -52,7 +52,7 @@ fn only_our_own_addresses_and_none_of_our_ports() {
             "10.9.9.9",
             "10.9.9.9:0",
         ] {
-            let refused = dial(&quic, peer, &["orders"], target).await.unwrap_err();
+            let refused = dial(&tunnels, peer, &["orders"], target).await.unwrap_err();
             assert!(
                 matches!(refused, Failure::Status { status: 400, .. }),
                 "{target}: {refused}"
@@ -63,7 +63,7 @@ fn only_our_own_addresses_and_none_of_our_ports() {
 
 #[test]
 fn a_closed_port_is_refused_and_named() {
-    run(async || {
+    over_each(async || {
         let (web, orders) = pair();
         let peer = orders.serve();
         let closed = std::net::TcpListener::bind("127.0.0.1:0")
@@ -80,12 +80,12 @@ fn a_closed_port_is_refused_and_named() {
 
 #[test]
 fn a_denial_names_its_policy_and_a_change_cuts_what_lives() {
-    run(async || {
+    over_each(async || {
         let (web, orders) = pair();
         let application = echo_server().await;
         let peer = orders.serve();
-        let quic = web.dialer();
-        let mut stream = dial(&quic, peer, &["orders"], &application).await.unwrap();
+        let tunnels = web.dialer();
+        let mut stream = dial(&tunnels, peer, &["orders"], &application).await.unwrap();
         echo(&mut stream, b"allowed").await.unwrap();
 
         orders.change(Delta {
@@ -96,20 +96,20 @@ fn a_denial_names_its_policy_and_a_change_cuts_what_lives() {
         let end = stream.source.recv().await.unwrap_err();
         assert!(matches!(end, Failure::PolicyChangeRemote(None)), "{end}");
         assert!(changed.elapsed() < Duration::from_secs(1));
-        let refused = dial(&quic, peer, &["orders"], &application).await.unwrap_err();
+        let refused = dial(&tunnels, peer, &["orders"], &application).await.unwrap_err();
         let named = matches!(&refused, Failure::Status { status: 401, reason: Some(why) } if why == "shop/no-web");
         assert!(named, "{refused}");
         orders.change(Delta {
             removed_policies: vec!["shop/no-web".into()],
             ..Delta::default()
         });
-        dial(&quic, peer, &["orders"], &application).await.unwrap();
+        dial(&tunnels, peer, &["orders"], &application).await.unwrap();
     });
 }
 
 #[test]
 fn nothing_is_served_before_the_first_policies() {
-    run(async || {
+    over_each(async || {
         let (web, orders) = pair();
         let synced = orders.world.borrow().clone();
         let workloads = synced.workloads().map(|one| (**one).clone()).collect();
@@ -127,12 +127,12 @@ fn nothing_is_served_before_the_first_policies() {
 
 #[test]
 fn half_close_and_reset_travel() {
-    run(async || {
+    over_each(async || {
         let (web, orders) = pair();
         let application = echo_server().await;
         let peer = orders.serve();
-        let quic = web.dialer();
-        let mut stream = dial(&quic, peer, &["orders"], &application).await.unwrap();
+        let tunnels = web.dialer();
+        let mut stream = dial(&tunnels, peer, &["orders"], &application).await.unwrap();
         stream.sink.send(bytes::Bytes::from_static(b"bye")).await.unwrap();
         stream.sink.finish().await.unwrap();
         let mut got = Vec::new();
@@ -144,7 +144,7 @@ fn half_close_and_reset_travel() {
         // An application that resets is seen as a reset, not as an end.
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let target = target(listener.local_addr().unwrap());
-        let mut stream = dial(&quic, peer, &["orders"], &target).await.unwrap();
+        let mut stream = dial(&tunnels, peer, &["orders"], &target).await.unwrap();
         let (accepted, _) = listener.accept().await.unwrap();
         socket2::SockRef::from(&accepted)
             .set_linger(Some(Duration::ZERO))
@@ -154,7 +154,7 @@ fn half_close_and_reset_travel() {
         assert!(matches!(end, Failure::PeerReset(_)), "{end}");
 
         // A stream that is dropped unfinished is a reset to the application.
-        let stream = dial(&quic, peer, &["orders"], &target).await.unwrap();
+        let stream = dial(&tunnels, peer, &["orders"], &target).await.unwrap();
         let (mut accepted, _) = listener.accept().await.unwrap();
         drop(stream);
         let read = tokio::io::AsyncReadExt::read(&mut accepted, &mut [0]).await;
@@ -164,10 +164,11 @@ fn half_close_and_reset_travel() {
 
 #[test]
 fn a_black_hole_times_out() {
-    run(async || {
+    over_each(async || {
         let (web, _) = pair();
         // Bound, and never read.
-        let hole = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        let hole = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let _udp = std::net::UdpSocket::bind(hole.local_addr().unwrap()).unwrap();
         let started = Instant::now();
         let dialler = web.dialer();
         let dialled = dial(&dialler, hole.local_addr().unwrap(), &["orders"], "10.9.9.9:80");
@@ -179,19 +180,19 @@ fn a_black_hole_times_out() {
 
 #[test]
 fn who_drains_serves_what_lives_and_refuses_the_rest_at_once() {
-    run(async || {
+    over_each(async || {
         let (web, orders) = pair();
         let application = echo_server().await;
         let (peer, serving) = orders.serve_drainable();
-        let quic = web.dialer();
-        let mut stream = dial(&quic, peer, &["orders"], &application).await.unwrap();
+        let tunnels = web.dialer();
+        let mut stream = dial(&tunnels, peer, &["orders"], &application).await.unwrap();
         echo(&mut stream, b"before").await.unwrap();
         serving.drain();
         echo(&mut stream, b"while draining").await.unwrap();
         // Refused on the tunnel that was open, and then on a new one; never left to time out.
         let started = Instant::now();
         loop {
-            let Err(failure) = dial(&quic, peer, &["orders"], &application).await else {
+            let Err(failure) = dial(&tunnels, peer, &["orders"], &application).await else {
                 continue;
             };
             assert!(failure.is_retryable(), "{failure}");
@@ -206,7 +207,7 @@ fn who_drains_serves_what_lives_and_refuses_the_rest_at_once() {
 
 #[test]
 fn a_peer_gets_so_many_tunnels_and_connects_however_it_asks() {
-    run(async || {
+    over_each(async || {
         let ca = Ca::new();
         let web = Member::new("web", &ca.member("web"));
         let mut orders = Member::new("orders", &ca.member("orders"));

@@ -92,6 +92,7 @@ impl Member {
             "certificate": certificate,
             "capture": { "prefixes": *self.captured.borrow() },
             "dns": { "resolver": [self.shared.config.dns.resolver4.to_string(), self.shared.config.dns.resolver6.to_string()], "domain": membership.dns_domain },
+            "transport": { "preference": self.shared.config.tunnel.transport, "peers": self.shared.transports.shown() },
             "flows": { "live": self.shared.flows.len() },
         })
     }

@@ -24,6 +24,7 @@ use crate::pulse::Pulse;
 use crate::ready::{Pending, Ready};
 use crate::shared::Shared;
 use crate::state::State;
+use crate::transports::Transports;
 use crate::tun::Tun;
 use crate::xds::{self, Xds};
 use crate::{inbound, metrics};
@@ -68,6 +69,7 @@ impl Member {
             credentials,
             flows: Arc::<Flows>::default(),
             settled: AtomicBool::new(false),
+            transports: Transports::new(config.tunnel.transport),
         });
 
         let tun = Tun::open(&config.capture)?;

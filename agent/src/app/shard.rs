@@ -1,4 +1,4 @@
-//! The data plane: one thread, one single-threaded runtime, one TUN queue with its engine, one QUIC endpoint, and all the
+//! The data plane: one thread, one single-threaded runtime, one TUN queue with its engine, its tunnels, and all the
 //! flows between them.
 
 use std::sync::Arc;
@@ -15,8 +15,7 @@ use crate::dns::Resolver;
 use crate::pulse::Pulse;
 use crate::shared::Shared;
 use crate::tun::Tun;
-use crate::tunnel::listen;
-use crate::tunnel::quic::Quic;
+use crate::tunnel::{Tunnels, listen};
 use crate::{inbound, outbound};
 
 /// A running shard. Dropping it stops it at once.
@@ -108,18 +107,18 @@ async fn serve(
 ) -> anyhow::Result<()> {
     let seed: [u8; 32] = std::array::from_fn(|at| random().to_le_bytes()[at % 8]);
     let (capture, replies) = Capture::new(tun, &shared.config.capture, seed).context("taking over the TUN device")?;
-    let quic = Quic::bind(shared.clone())?;
+    let tunnels = Tunnels::bind(shared.clone())?;
     let resolver = Resolver::new(shared.clone(), "/etc/resolv.conf", random());
     let serve_inbound = {
         let shared = shared.clone();
         move |request| inbound::serve(shared.clone(), request)
     };
-    tokio::task::spawn_local(listen::run(quic.clone(), serve_inbound));
+    tokio::task::spawn_local(listen::run(tunnels.clone(), serve_inbound));
     let _ = started.send(capture.stats());
 
     let on = {
-        let (shared, quic) = (shared.clone(), quic.clone());
-        move |captured| dispatch(&shared, &quic, &resolver, &replies, captured)
+        let (shared, tunnels) = (shared.clone(), tunnels.clone());
+        move |captured| dispatch(&shared, &tunnels, &resolver, &replies, captured)
     };
     let captured = capture.run(on);
     tokio::pin!(captured);
@@ -131,19 +130,19 @@ async fn serve(
                 if changed.is_err() || now == Phase::Stopped {
                     break;
                 }
-                quic.drain();
+                tunnels.drain();
             }
         }
     }
-    quic.close();
+    tunnels.close();
     // Peers shall hear of it.
-    let _ = tokio::time::timeout(FAREWELL, quic.idle()).await;
+    let _ = tokio::time::timeout(FAREWELL, tunnels.idle()).await;
     Ok(())
 }
 
 fn dispatch(
     shared: &Arc<Shared>,
-    quic: &Quic,
+    tunnels: &Tunnels,
     resolver: &Resolver,
     replies: &crate::capture::Replies,
     captured: Captured,
@@ -153,7 +152,7 @@ fn dispatch(
             tokio::task::spawn_local(resolver.clone().stream(flow));
         }
         Captured::Tcp(flow) => {
-            tokio::task::spawn_local(outbound::serve(shared.clone(), quic.clone(), flow, random()));
+            tokio::task::spawn_local(outbound::serve(shared.clone(), tunnels.clone(), flow, random()));
         }
         Captured::Datagram { key, payload } if resolver.serves(key.destination) => {
             tokio::task::spawn_local(resolver.clone().datagram(key, payload, replies.clone()));

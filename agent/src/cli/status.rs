@@ -105,6 +105,7 @@ fn screen(status: &Value, colours: bool) -> String {
         ),
     );
     line("flows", format!("{} live", status["flows"]["live"]));
+    line("transport", transports(&status["transport"]));
     for problem in status["problems"].as_array().into_iter().flatten() {
         line("problem", text(problem));
     }
@@ -116,6 +117,27 @@ fn screen(status: &Value, colours: bool) -> String {
     }
     out
 }
+
+/// What carries new streams, and for which peers it is TCP and why.
+fn transports(transport: &Value) -> String {
+    let peers = transport["peers"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let over = |kind: &str| peers.iter().filter(|peer| peer["transport"] == kind).count();
+    let preference = transport["preference"].as_str().unwrap_or_default();
+    let mut out = match preference {
+        "auto" => format!("{} peers over QUIC, {} over TCP", over("quic"), over("tcp")),
+        forced => format!("{forced} for all peers, as configured (tunnel.transport)"),
+    };
+    for peer in peers.iter().filter(|peer| peer["transport"] == "tcp").take(SHOWN_PEERS) {
+        let (address, why) = (&peer["peer"], &peer["why"]);
+        let (address, why) = (address.as_str().unwrap_or_default(), why.as_str().unwrap_or_default());
+        let since = span(peer["for_seconds"].as_u64().unwrap_or(0));
+        let _ = write!(out, "\n{:<14}   {address} over TCP for {since}: {why}", "");
+    }
+    out
+}
+
+/// So many peers are shown one by one; `--output json` has all.
+const SHOWN_PEERS: usize = 8;
 
 /// A span of time in its two largest units.
 fn span(seconds: u64) -> String {

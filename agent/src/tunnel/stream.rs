@@ -1,210 +1,136 @@
-//! One stream of an HTTP/3 tunnel: payload in DATA frames, without a copy.
+//! One stream of a tunnel, whatever carries it.
 
 use std::cell::Cell;
 use std::rc::Rc;
-use std::task::{Context, Poll, Waker};
 
 use bytes::Bytes;
-use mesh_core::h3::frame::{self, Decoder, Frame, Stream};
-use mesh_core::h3::{H3Error, code};
-use quinn::{ReadError, RecvStream, SendStream, VarInt, WriteError};
 
-use super::connection::Use;
+use super::{http2, http3};
 use crate::copy::{Sink, Source};
 use crate::failure::Failure;
 
-/// With which code a stream is torn down; shared by its two halves.
+/// Why a stream is torn down; each kind of tunnel has its own code for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Abort {
+    /// It is not needed any more.
+    Cancelled,
+    /// The connection behind it broke.
+    Connect,
+    /// Policy changed.
+    Policy,
+    /// It was not served, and may be tried elsewhere.
+    Rejected,
+    /// Nothing is wrong; the rest is not wanted.
+    Unwanted,
+    /// The peer broke the protocol.
+    Protocol(mesh_core::h3::H3Error),
+}
+
+/// Why a stream is torn down; shared by its two halves.
 #[derive(Clone, Debug)]
-pub struct AbortCode(Rc<Cell<u64>>);
+pub struct AbortCode(Rc<Cell<Abort>>);
 
 impl AbortCode {
     pub(super) fn new() -> Self {
-        Self(Rc::new(Cell::new(code::REQUEST_CANCELLED)))
+        Self(Rc::new(Cell::new(Abort::Cancelled)))
     }
 
     /// Says why the stream is going to be torn down.
-    pub fn set(&self, code: u64) {
-        self.0.set(code);
+    pub fn set(&self, abort: Abort) {
+        self.0.set(abort);
     }
 
-    fn get(&self) -> VarInt {
-        VarInt::from_u64(self.0.get()).unwrap_or(VarInt::from_u32(0x10c))
+    pub(super) fn get(&self) -> Abort {
+        self.0.get()
     }
 }
 
 /// The receiving side.
 #[derive(Debug)]
-pub struct StreamSource {
-    recv: RecvStream,
-    decoder: Decoder,
-    chunk: Bytes,
-    ended: bool,
-    code: AbortCode,
-    _use: Rc<Use>,
+pub struct StreamSource(SourceKind);
+
+#[derive(Debug)]
+enum SourceKind {
+    Http3(http3::Source),
+    Http2(http2::Source),
 }
 
-impl StreamSource {
-    pub(super) fn new(recv: RecvStream, code: AbortCode, used: Rc<Use>) -> Self {
-        Self {
-            recv,
-            decoder: Decoder::new(Stream::Request),
-            chunk: Bytes::new(),
-            ended: false,
-            code,
-            _use: used,
-        }
+impl From<http3::Source> for StreamSource {
+    fn from(half: http3::Source) -> Self {
+        Self(SourceKind::Http3(half))
     }
+}
 
-    /// The next frame, or `None` at the end of the stream. Cancel-safe.
-    pub(super) async fn frame(&mut self) -> Result<Option<Frame>, Failure> {
-        loop {
-            match self.decoder.next(&mut self.chunk) {
-                Ok(Some(frame)) => return Ok(Some(frame)),
-                Ok(None) => {}
-                Err(error) => return Err(self.malformed(error)),
-            }
-            match self.recv.read_chunk(MAX_CHUNK, true).await {
-                Ok(Some(chunk)) => self.chunk = chunk.bytes,
-                Ok(None) if self.decoder.at_boundary() => {
-                    self.ended = true;
-                    return Ok(None);
-                }
-                Ok(None) => return Err(self.malformed(H3Error::Frame)),
-                Err(error) => {
-                    self.ended = true;
-                    return Err(read_failure(error));
-                }
-            }
-        }
-    }
-
-    fn malformed(&mut self, error: H3Error) -> Failure {
-        self.code.set(error.code());
-        self.stop();
-        Failure::TunnelLost(format!("the peer broke the protocol: {error}"))
+impl From<http2::Source> for StreamSource {
+    fn from(half: http2::Source) -> Self {
+        Self(SourceKind::Http2(half))
     }
 }
 
 impl Source for StreamSource {
     async fn recv(&mut self) -> Result<Option<Bytes>, Failure> {
-        loop {
-            match self.frame().await? {
-                Some(Frame::Data(bytes)) if bytes.is_empty() => {}
-                Some(Frame::Data(bytes)) => return Ok(Some(bytes)),
-                // RFC 9114 4.4: only DATA once the tunnel is open.
-                Some(Frame::Headers(_) | Frame::Settings(_) | Frame::GoAway(_)) => {
-                    return Err(self.malformed(H3Error::FrameUnexpected));
-                }
-                None => return Ok(None),
-            }
+        match &mut self.0 {
+            SourceKind::Http3(source) => source.recv().await,
+            SourceKind::Http2(source) => source.recv().await,
         }
     }
 
     fn recv_ready(&mut self) -> Option<Result<Option<Bytes>, Failure>> {
-        // Nobody is woken by this; the next `recv` leaves its own waker.
-        let mut context = Context::from_waker(Waker::noop());
-        match std::pin::pin!(self.recv()).poll(&mut context) {
-            Poll::Ready(received) => Some(received),
-            Poll::Pending => None,
+        match &mut self.0 {
+            SourceKind::Http3(source) => source.recv_ready(),
+            SourceKind::Http2(source) => source.recv_ready(),
         }
     }
 
     fn stop(&mut self) {
-        if !self.ended {
-            self.ended = true;
-            let _ = self.recv.stop(self.code.get());
+        match &mut self.0 {
+            SourceKind::Http3(source) => source.stop(),
+            SourceKind::Http2(source) => source.stop(),
         }
     }
 }
 
-impl Drop for StreamSource {
-    fn drop(&mut self) {
-        self.stop();
-    }
-}
-
-/// The sending side. Dropping it unfinished resets the stream (quinn's own would finish it).
+/// The sending side. Dropping it unfinished resets the stream.
 #[derive(Debug)]
-pub struct StreamSink {
-    send: SendStream,
-    finished: bool,
-    code: AbortCode,
-    _use: Rc<Use>,
+pub struct StreamSink(SinkKind);
+
+#[derive(Debug)]
+enum SinkKind {
+    Http3(http3::Sink),
+    Http2(http2::Sink),
 }
 
-impl StreamSink {
-    pub(super) fn new(send: SendStream, code: AbortCode, used: Rc<Use>) -> Self {
-        Self {
-            send,
-            finished: false,
-            code,
-            _use: used,
-        }
+impl From<http3::Sink> for StreamSink {
+    fn from(half: http3::Sink) -> Self {
+        Self(SinkKind::Http3(half))
     }
+}
 
-    /// Writes a HEADERS frame around an encoded section.
-    pub(super) async fn headers(&mut self, section: &[u8]) -> Result<(), Failure> {
-        self.send
-            .write_all(&frame::headers(section))
-            .await
-            .map_err(write_failure)
-    }
-
-    /// With which code this stream is torn down.
-    pub(super) fn abort_code(&self) -> AbortCode {
-        self.code.clone()
+impl From<http2::Sink> for StreamSink {
+    fn from(half: http2::Sink) -> Self {
+        Self(SinkKind::Http2(half))
     }
 }
 
 impl Sink for StreamSink {
     async fn send(&mut self, bytes: Bytes) -> Result<(), Failure> {
-        let mut chunks = [Bytes::from(frame::data_head(bytes.len())), bytes];
-        self.send.write_all_chunks(&mut chunks).await.map_err(write_failure)
+        match &mut self.0 {
+            SinkKind::Http3(sink) => sink.send(bytes).await,
+            SinkKind::Http2(sink) => sink.send(bytes).await,
+        }
     }
 
     async fn finish(&mut self) -> Result<(), Failure> {
-        self.finished = true;
-        self.send
-            .finish()
-            .map_err(|_| Failure::TunnelLost("the stream is closed".into()))
+        match &mut self.0 {
+            SinkKind::Http3(sink) => sink.finish().await,
+            SinkKind::Http2(sink) => sink.finish().await,
+        }
     }
 
     fn reset(&mut self) {
-        self.finished = true;
-        let _ = self.send.reset(self.code.get());
-    }
-}
-
-impl Drop for StreamSink {
-    fn drop(&mut self) {
-        if !self.finished {
-            self.reset();
+        match &mut self.0 {
+            SinkKind::Http3(sink) => sink.reset(),
+            SinkKind::Http2(sink) => sink.reset(),
         }
     }
 }
-
-fn read_failure(error: ReadError) -> Failure {
-    match error {
-        ReadError::Reset(code) => reset(code),
-        ReadError::ConnectionLost(error) => super::connection::lost(&error),
-        other => Failure::TunnelLost(other.to_string()),
-    }
-}
-
-pub(super) fn write_failure(error: WriteError) -> Failure {
-    match error {
-        WriteError::Stopped(code) => reset(code),
-        WriteError::ConnectionLost(error) => super::connection::lost(&error),
-        other => Failure::TunnelLost(other.to_string()),
-    }
-}
-
-fn reset(code: VarInt) -> Failure {
-    match code.into_inner() {
-        code::MESH_POLICY => Failure::PolicyChangeRemote(None),
-        code => Failure::PeerReset(code),
-    }
-}
-
-/// Bytes taken at a time.
-const MAX_CHUNK: usize = 256 << 10;

@@ -2,62 +2,18 @@
 
 use super::H3Error;
 use super::qpack::{self, Field};
-
-/// What a CONNECT request says.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct ConnectHead {
-    /// `ip:port` of the application on the far side.
-    pub authority: String,
-    pub baggage: Option<String>,
-    pub forwarded: Option<String>,
-    pub traceparent: Option<String>,
-}
-
-/// A request that was well-formed.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Request {
-    Connect(ConnectHead),
-    /// Any other method, or an extended CONNECT: answered with 400.
-    Other,
-}
-
-/// What the answer says.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct ResponseHead {
-    pub status: u16,
-    /// On 401: the policies that denied.
-    pub policy: Option<String>,
-    /// On 503: why the application was not reached.
-    pub reason: Option<String>,
-    pub baggage: Option<String>,
-}
+use crate::connect::{ConnectHead, Request, ResponseHead};
 
 /// Encodes a CONNECT: `:method` and `:authority`, and neither `:scheme` nor `:path`.
 pub fn encode_request(head: &ConnectHead) -> Vec<u8> {
     let pseudo = [(":method", "CONNECT"), (":authority", head.authority.as_str())];
-    let optional = [
-        ("baggage", &head.baggage),
-        ("forwarded", &head.forwarded),
-        ("traceparent", &head.traceparent),
-    ];
-    qpack::encode(pseudo.into_iter().chain(present(&optional)))
+    qpack::encode(pseudo.into_iter().chain(head.headers()))
 }
 
 /// Encodes a response.
 pub fn encode_response(head: &ResponseHead) -> Vec<u8> {
     let status = head.status.to_string();
-    let optional = [
-        (POLICY, &head.policy),
-        (REASON, &head.reason),
-        ("baggage", &head.baggage),
-    ];
-    qpack::encode(std::iter::once((":status", status.as_str())).chain(present(&optional)))
-}
-
-fn present<'a>(fields: &'a [(&'a str, &'a Option<String>)]) -> impl Iterator<Item = (&'a str, &'a str)> {
-    fields
-        .iter()
-        .filter_map(|(name, value)| value.as_deref().map(|value| (*name, value)))
+    qpack::encode(std::iter::once((":status", status.as_str())).chain(head.headers()))
 }
 
 /// Decodes a request.
@@ -87,12 +43,10 @@ pub fn decode_request(section: &[u8]) -> Result<Request, H3Error> {
     let authority = pseudo(":authority")
         .filter(|authority| !authority.is_empty())
         .ok_or(H3Error::Message)?;
-    Ok(Request::Connect(ConnectHead {
-        authority: authority.to_owned(),
-        baggage: regular(&fields, "baggage"),
-        forwarded: regular(&fields, "forwarded"),
-        traceparent: regular(&fields, "traceparent"),
-    }))
+    Ok(Request::Connect(ConnectHead::from_headers(
+        authority.to_owned(),
+        |name| regular(&fields, name),
+    )))
 }
 
 /// Decodes a response.
@@ -110,12 +64,7 @@ pub fn decode_response(section: &[u8]) -> Result<ResponseHead, H3Error> {
     let (":status", Some(status)) = (status.name.as_str(), number) else {
         return Err(H3Error::Message);
     };
-    Ok(ResponseHead {
-        status,
-        policy: regular(&fields, POLICY),
-        reason: regular(&fields, REASON),
-        baggage: regular(&fields, "baggage"),
-    })
+    Ok(ResponseHead::from_headers(status, |name| regular(&fields, name)))
 }
 
 /// Rules for any message (RFC 9114 4.2, 4.3): lower-case names, pseudo headers first and once, no connection headers.
@@ -146,10 +95,6 @@ fn regular(fields: &[Field], name: &str) -> Option<String> {
         .map(|field| field.value.clone())
 }
 
-/// Names the policies that denied a CONNECT.
-pub const POLICY: &str = "x-mesh-policy";
-/// Names why an application was not reached.
-pub const REASON: &str = "x-mesh-reason";
 const FORBIDDEN: [&str; 5] = [
     "connection",
     "keep-alive",

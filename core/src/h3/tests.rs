@@ -2,8 +2,9 @@ use bytes::Bytes;
 use proptest::prelude::*;
 
 use super::frame::{self, Decoder, Frame, Settings, Stream};
-use super::head::{self, ConnectHead, Request, ResponseHead};
+use super::head;
 use super::*;
+use crate::connect::{ConnectHead, Request, ResponseHead};
 
 fn decode_all(stream: Stream, bytes: &[u8], chunk: usize) -> Result<Vec<Frame>, H3Error> {
     let mut decoder = Decoder::new(stream);
@@ -27,6 +28,7 @@ fn connect() -> ConnectHead {
         baggage: Some("k8s.namespace.name=shop".into()),
         forwarded: Some("for=\"10.0.0.2:4000\"".into()),
         traceparent: None,
+        forwarded_network: Some("far".into()),
     }
 }
 
@@ -41,6 +43,7 @@ fn heads_read_back() {
         policy: Some("shop/no-web".into()),
         reason: None,
         baggage: None,
+        alt_svc: Some("h3=\":15008\"".into()),
     };
     assert_eq!(head::decode_response(&head::encode_response(&response)), Ok(response));
     // 200 is one byte behind the two of the prefix: indexed.

@@ -1,0 +1,287 @@
+//! Dialling: which transport, a pooled connection or a new one, and another way when the first does not answer.
+
+use std::cell::RefCell;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use mesh_core::connect::{ConnectHead, ResponseHead};
+use mesh_core::transport::{HEAD_START, Plan, Why};
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+use super::pool::{Pool, Slot};
+use super::stream::{StreamSink, StreamSource};
+use super::{Peer, Target, http2, http3};
+use crate::certs::Credentials;
+use crate::copy::End;
+use crate::failure::Failure;
+use crate::shared::Shared;
+use crate::socket;
+
+/// The tunnels of one shard. Cheap to clone; lives on the shard's thread.
+#[derive(Clone, Debug)]
+pub struct Tunnels(Rc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    shared: Arc<Shared>,
+    http3: http3::Endpoint,
+    /// Until the listening side takes it.
+    listener: RefCell<Option<TcpListener>>,
+    address: std::net::SocketAddr,
+    pool: Pool,
+    draining: watch::Sender<bool>,
+}
+
+/// An open stream, and who is at its other end.
+pub type Opened = (End<StreamSource, StreamSink>, Peer);
+
+impl Tunnels {
+    /// Binds the tunnel port, TCP and UDP; must be called within a tokio runtime.
+    pub fn bind(shared: Arc<Shared>) -> anyhow::Result<Self> {
+        let (listen, mark) = (shared.config.tunnel.listen, shared.config.capture.mark);
+        let listener = socket::listen(listen, mark)
+            .with_context(|| format!("binding TCP {listen} for tunnels; is another agent or proxy running?"))?;
+        // The same port for both, also where any will do.
+        let address = std::net::SocketAddr::new(listen.ip(), listener.local_addr()?.port());
+        let socket = socket::udp(address, mark)
+            .with_context(|| format!("binding UDP {address} for tunnels; is another agent running?"))?;
+        Ok(Self(Rc::new(Inner {
+            http3: http3::Endpoint::new(shared.clone(), socket)?,
+            shared,
+            listener: RefCell::new(Some(listener)),
+            address,
+            pool: Pool::default(),
+            draining: watch::Sender::new(false),
+        })))
+    }
+
+    /// Where tunnels are accepted.
+    pub fn local_address(&self) -> std::net::SocketAddr {
+        self.0.address
+    }
+
+    /// Peers are told to go elsewhere with new flows (GOAWAY), new tunnels of theirs are refused; what lives goes on.
+    pub fn drain(&self) {
+        self.0.draining.send_replace(true);
+    }
+
+    /// Closes every tunnel, and says so to the peers.
+    pub fn close(&self) {
+        self.0.http3.close();
+    }
+
+    /// Resolves when all QUIC tunnels are closed.
+    pub async fn idle(&self) {
+        self.0.http3.idle().await;
+    }
+
+    pub(super) fn draining(&self) -> watch::Receiver<bool> {
+        self.0.draining.subscribe()
+    }
+
+    pub(super) fn shared(&self) -> &Arc<Shared> {
+        &self.0.shared
+    }
+
+    pub(super) fn http3(&self) -> &http3::Endpoint {
+        &self.0.http3
+    }
+
+    pub(super) fn take_listener(&self) -> Option<TcpListener> {
+        self.0.listener.take()
+    }
+
+    /// Opens a stream: a tunnel if there is none, the CONNECT, and its 200.
+    pub async fn dial(&self, target: &Target, head: &ConnectHead) -> Result<Opened, Failure> {
+        let attempt = self.attempt(target)?;
+        let plan = self.shared().transports.plan(target.peer, target.quic);
+        match plan {
+            Plan::OnlyQuic => attempt.over_http3(head).await,
+            Plan::Tcp { probe } => {
+                if probe {
+                    tokio::task::spawn_local(attempt.clone().http3());
+                }
+                attempt.over_http2(head).await
+            }
+            Plan::Quic => match attempt.over_http3(head).await {
+                Err(failure) if is_transport(&failure) => attempt.over_http2(head).await,
+                done => done,
+            },
+            Plan::Race => attempt.race(head).await,
+        }
+    }
+
+    /// A tunnel inside a stream, to whoever is at its far end: the inner half of a way through a gateway. Never pooled, or all
+    /// streams would go to the one peer that the gateway chose for the first.
+    pub async fn dial_inside(&self, outer: Opened, target: &Target, head: &ConnectHead) -> Result<Opened, Failure> {
+        let credentials = self.shared().credentials().ok_or(Failure::NoCertificate)?;
+        let (end, gateway) = outer;
+        let stream = crate::copy::pipe(end);
+        let transport = crate::flows::Transport::DoubleHbone;
+        let client = http2::Client::over(self.shared(), &credentials, target, stream, transport).await?;
+        let (end, _) = client.open(head).await?;
+        let peer = Peer {
+            address: gateway.address,
+            ..client.link.peer.clone()
+        };
+        Ok((end, peer))
+    }
+
+    fn attempt(&self, target: &Target) -> Result<Attempt, Failure> {
+        let credentials = self.shared().credentials().ok_or(Failure::NoCertificate)?;
+        Ok(Attempt {
+            tunnels: self.clone(),
+            slot: self.0.pool.slot(&credentials.identity, target),
+            credentials,
+            target: target.clone(),
+            planned: self.shared().transports.now(),
+        })
+    }
+}
+
+/// Whether another transport may do better: not when the peer was reached and said no.
+fn is_transport(failure: &Failure) -> bool {
+    matches!(
+        failure,
+        Failure::Unreachable(_) | Failure::Timeout(_) | Failure::TunnelLost(_)
+    )
+}
+
+/// One stream to be opened to one peer.
+#[derive(Clone)]
+struct Attempt {
+    tunnels: Tunnels,
+    slot: Rc<Slot>,
+    credentials: Arc<Credentials>,
+    target: Target,
+    planned: Duration,
+}
+
+impl Attempt {
+    /// QUIC has a head start; after that the first to be connected gets the stream, and the other stays for the next.
+    async fn race(self, head: &ConnectHead) -> Result<Opened, Failure> {
+        let mut quic: JoinHandle<_> = tokio::task::spawn_local(self.clone().http3());
+        let first = tokio::time::timeout(HEAD_START, &mut quic).await;
+        let connection = match first {
+            Ok(joined) => joined.unwrap_or_else(|_| Err(stopped())),
+            Err(_) => {
+                let tcp = self.http2();
+                tokio::pin!(tcp);
+                tokio::select! {
+                    joined = &mut quic => joined.unwrap_or_else(|_| Err(stopped())),
+                    client = &mut tcp => match client {
+                        Ok(client) => return self.open_http2(client, head).await,
+                        // Nobody serves TCP there: QUIC is all that is left.
+                        Err(failure) => quic.await.unwrap_or_else(|_| Err(stopped())).map_err(|_| failure),
+                    },
+                }
+            }
+        };
+        match connection {
+            Ok(connection) => match self.open_http3(connection, head).await {
+                Err(failure) if is_transport(&failure) => self.over_http2(head).await,
+                done => done,
+            },
+            Err(failure) if is_transport(&failure) => self.over_http2(head).await,
+            Err(failure) => Err(failure),
+        }
+    }
+
+    async fn over_http3(&self, head: &ConnectHead) -> Result<Opened, Failure> {
+        let connection = self.clone().http3().await?;
+        self.open_http3(connection, head).await
+    }
+
+    async fn open_http3(&self, connection: Rc<http3::Connection>, head: &ConnectHead) -> Result<Opened, Failure> {
+        let opened = connection.open(head).await;
+        if let Some(why) = connection.doubt() {
+            self.failed(why);
+        }
+        let (end, _) = opened?;
+        Ok((end, connection.link.peer.clone()))
+    }
+
+    async fn over_http2(&self, head: &ConnectHead) -> Result<Opened, Failure> {
+        let client = self.http2().await?;
+        self.open_http2(client, head).await
+    }
+
+    async fn open_http2(&self, client: Rc<http2::Client>, head: &ConnectHead) -> Result<Opened, Failure> {
+        let opened = match client.open(head).await {
+            // A pooled connection may turn out to end; nothing was served on it for this flow, so one more is tried.
+            Err(Failure::TunnelLost(_)) if !client.takes_streams() => {
+                let client = self.http2().await?;
+                let (end, head) = client.open(head).await?;
+                (end, head, client)
+            }
+            opened => {
+                let (end, head) = opened?;
+                (end, head, client)
+            }
+        };
+        let (end, response, client) = opened;
+        self.note_offer(&response);
+        Ok((end, client.link.peer.clone()))
+    }
+
+    fn note_offer(&self, response: &ResponseHead) {
+        let peer = self.target.peer;
+        if response.offers_http3(peer.port()) {
+            self.tunnels.shared().transports.offered(peer);
+        }
+    }
+
+    async fn http2(&self) -> Result<Rc<http2::Client>, Failure> {
+        let connect = async || http2::Client::connect(self.tunnels.shared(), &self.credentials, &self.target).await;
+        self.slot.http2.get(connect).await
+    }
+
+    /// The QUIC connection to the peer. Whether it could be had is remembered.
+    async fn http3(self) -> Result<Rc<http3::Connection>, Failure> {
+        let peer = self.target.peer;
+        let connect = async || {
+            // Another attempt may have failed while this one waited its turn.
+            if !self.tunnels.shared().transports.may_try_quic(peer, self.planned) {
+                return Err(Failure::Unreachable(format!("{peer}: QUIC did not work a moment ago")));
+            }
+            let connecting = self.tunnels.0.http3.connect(&self.credentials, &self.target);
+            let connected = tokio::time::timeout(QUIC_CONNECT, connecting).await;
+            match connected.unwrap_or_else(|_| Err(Failure::Timeout(no_answer(peer)))) {
+                Ok(connection) => {
+                    self.tunnels.shared().transports.worked(peer);
+                    Ok(connection)
+                }
+                Err(failure) => {
+                    self.failed(match failure {
+                        Failure::Timeout(_) => Why::NoAnswer,
+                        _ => Why::Refused,
+                    });
+                    Err(failure)
+                }
+            }
+        };
+        self.slot.http3.get(connect).await
+    }
+
+    fn failed(&self, why: Why) {
+        self.tunnels.shared().transports.failed(self.target.peer, why);
+    }
+}
+
+fn stopped() -> Failure {
+    Failure::Stopping
+}
+
+fn no_answer(peer: std::net::SocketAddr) -> String {
+    format!(
+        "{peer} did not answer over QUIC, maybe a firewall is blocking UDP port {}",
+        peer.port()
+    )
+}
+
+/// How long QUIC may take to connect.
+const QUIC_CONNECT: Duration = Duration::from_secs(3);

@@ -1,0 +1,241 @@
+//! HBONE/3: CONNECT over HTTP/3 over QUIC. One connection: its streams, its liveness, and when it is closed.
+
+mod control;
+mod endpoint;
+mod stream;
+
+use std::cell::Cell;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use mesh_core::connect::{ConnectHead, ResponseHead};
+use mesh_core::h3::frame::Frame;
+use mesh_core::h3::head::{decode_response, encode_request};
+use mesh_core::h3::{H3Error, code};
+use mesh_core::transport::{Losses, Why};
+use quinn::{ConnectionError, VarInt};
+use rustls_pki_types::CertificateDer;
+use tokio::sync::watch;
+
+use super::link::{CHECK, Link, drained};
+use super::stream::{AbortCode, StreamSink, StreamSource};
+use crate::copy::End;
+use crate::failure::Failure;
+use crate::flows::Transport;
+use crate::shared::Shared;
+use crate::tls::WorldWatch;
+pub(super) use endpoint::{Endpoint, Exchange};
+pub(super) use stream::{Sink, Source};
+
+/// A live connection with a peer whose certificate was verified.
+#[derive(Debug)]
+pub(super) struct Connection {
+    quic: quinn::Connection,
+    pub(super) link: Link,
+    /// The lowest request that has not come yet.
+    next_request: Cell<u64>,
+    /// Set when the peer stopped answering, or too much is lost: nothing new is to wait for it.
+    doubtful: watch::Sender<Option<Why>>,
+}
+
+impl Connection {
+    fn new(quic: quinn::Connection, shared: &Shared) -> Result<Rc<Self>, Failure> {
+        let chain = quic
+            .peer_identity()
+            .and_then(|any| any.downcast::<Vec<CertificateDer<'static>>>().ok());
+        let chain = chain.as_deref().map(Vec::as_slice);
+        let expiry = shared.credentials().map(|credentials| credentials.not_after);
+        Ok(Rc::new(Self {
+            link: Link::new(chain, quic.remote_address(), Transport::Hbone3, expiry)?,
+            quic,
+            next_request: Cell::new(0),
+            doubtful: watch::Sender::new(None),
+        }))
+    }
+
+    /// Whether a new stream may be opened or taken.
+    pub(super) fn takes_streams(&self) -> bool {
+        self.link.takes_streams() && self.quic.close_reason().is_none()
+    }
+
+    /// Opens a stream, sends the CONNECT and waits for its 200. Gives up when the connection is in doubt.
+    pub(super) async fn open(
+        &self,
+        head: &ConnectHead,
+    ) -> Result<(End<StreamSource, StreamSink>, ResponseHead), Failure> {
+        let mut doubtful = self.doubtful.subscribe();
+        tokio::select! {
+            biased;
+            opened = self.exchange(head) => opened,
+            _ = doubtful.wait_for(Option::is_some) => Err(Failure::TunnelLost("QUIC stopped answering".into())),
+        }
+    }
+
+    /// Why nothing new is to wait for this connection.
+    pub(super) fn doubt(&self) -> Option<Why> {
+        self.doubtful.borrow().clone()
+    }
+
+    async fn exchange(&self, head: &ConnectHead) -> Result<(End<StreamSource, StreamSink>, ResponseHead), Failure> {
+        let (send, recv) = self.quic.open_bi().await.map_err(|error| lost(&error))?;
+        let abort = AbortCode::new();
+        let mut sink = Sink::new(send, abort.clone(), self.link.in_use());
+        let mut source = Source::new(recv, abort, self.link.in_use());
+        sink.headers(&encode_request(head)).await?;
+        let head = response(&mut source).await?;
+        let end = End {
+            source: source.into(),
+            sink: sink.into(),
+        };
+        Ok((end, head))
+    }
+
+    /// A request came. They come in the order of their ids, which are four apart (RFC 9000 2.1).
+    fn note_request(&self, id: quinn::StreamId) {
+        self.next_request.set(VarInt::from(id).into_inner() + 4);
+    }
+
+    /// Serves what is not a request, until the connection ends: control streams, revocation, idleness; and, for a tunnel
+    /// that we accepted, GOAWAY once `draining` turns true.
+    async fn attend(self: Rc<Self>, mut world: WorldWatch, mut draining: Option<watch::Receiver<bool>>) {
+        let mut control = tokio::select! {
+            opened = self.open_control() => opened,
+            _ = self.quic.closed() => return,
+        };
+        let mut check = tokio::time::interval(CHECK);
+        self.close_if_revoked(&world);
+        loop {
+            tokio::select! {
+                _ = self.quic.closed() => return,
+                stream = self.quic.accept_uni() => match stream {
+                    Ok(stream) => drop(tokio::task::spawn_local(self.clone().unidirectional(stream))),
+                    Err(_) => return,
+                },
+                changed = world.changed() => match changed {
+                    Ok(()) => self.close_if_revoked(&world),
+                    Err(_) => return self.close(code::NO_ERROR, b"stopping"),
+                },
+                _ = check.tick() => if self.link.is_idle() {
+                    self.close(code::NO_ERROR, b"idle");
+                },
+                () = drained(draining.as_mut()) => {
+                    draining = None;
+                    if let Ok(control) = &mut control {
+                        self.go_away(control).await;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Looks at what is sent, lost and heard, and says when new streams had better go another way.
+    async fn doubt_when_bad(self: Rc<Self>) {
+        let mut look = tokio::time::interval(LOOK);
+        let (mut heard, mut losses, mut looks) = (Heard::new(&self.quic), Losses::default(), 0_u32);
+        loop {
+            tokio::select! {
+                _ = self.quic.closed() => return,
+                _ = look.tick() => {}
+            }
+            looks = looks.wrapping_add(1);
+            let path = self.quic.stats().path;
+            let lossy = looks.is_multiple_of(LOOKS_PER_SECOND) && losses.sample(path.sent_packets, path.lost_packets);
+            let why = match heard.is_silent(&self.quic) {
+                true => Why::Stopped,
+                false if lossy => Why::Lossy,
+                false => continue,
+            };
+            tracing::info!(target: "mesh_agent::tunnel", peer = %self.link.peer.identity, address = %self.link.peer.address, why = why.text(), "new streams take another way");
+            self.link.go_away();
+            self.doubtful.send_replace(Some(why));
+            return;
+        }
+    }
+
+    fn close_if_revoked(&self, world: &WorldWatch) {
+        if self.link.is_revoked(world) {
+            self.close(code::REQUEST_REJECTED, REVOKED);
+        }
+    }
+
+    fn close(&self, code: u64, reason: &[u8]) {
+        self.quic.close(VarInt::from_u64(code).unwrap_or_default(), reason);
+    }
+
+    fn fail(&self, error: H3Error) {
+        tracing::debug!(target: "mesh_agent::tunnel", peer = %self.link.peer.identity, %error, "the peer broke the protocol");
+        self.close(error.code(), error.to_string().as_bytes());
+    }
+}
+
+/// When a connection was last heard of, and what it sent since.
+struct Heard {
+    received: u64,
+    at: Instant,
+    sent: u64,
+}
+
+impl Heard {
+    fn new(quic: &quinn::Connection) -> Self {
+        let stats = quic.stats();
+        Self {
+            received: stats.udp_rx.datagrams,
+            at: Instant::now(),
+            sent: stats.udp_tx.datagrams,
+        }
+    }
+
+    /// Silent: what was sent, and sent again by probes (RFC 9002 6.2), got no answer for long.
+    fn is_silent(&mut self, quic: &quinn::Connection) -> bool {
+        let stats = quic.stats();
+        if stats.udp_rx.datagrams != self.received {
+            *self = Self::new(quic);
+            return false;
+        }
+        self.at.elapsed() >= SILENCE.max(quic.rtt() * 8) && stats.udp_tx.datagrams >= self.sent + PROBES
+    }
+}
+
+/// Waits for the final response; interim ones are passed over.
+async fn response(source: &mut Source) -> Result<ResponseHead, Failure> {
+    let broken = |what: &str| Failure::TunnelLost(format!("the peer broke the protocol: {what}"));
+    for _ in 0..MAX_INTERIM {
+        let Some(Frame::Headers(section)) = source.frame().await? else {
+            return Err(broken("no response"));
+        };
+        let head = decode_response(&section).map_err(|error| broken(&error.to_string()))?;
+        match head.status {
+            100..200 => {}
+            200..300 => return Ok(head),
+            _ => return Err(Failure::from_status(head)),
+        }
+    }
+    Err(broken("too many interim responses"))
+}
+
+/// Why a connection ended, in our terms.
+fn lost(error: &ConnectionError) -> Failure {
+    match error {
+        ConnectionError::ApplicationClosed(closed) if closed.reason.as_ref() == REVOKED => Failure::Revoked,
+        ConnectionError::TimedOut => Failure::TunnelLost("the peer does not answer any more".into()),
+        ConnectionError::TransportError(error) if is_tls(error.code) => Failure::Tls(error.to_string()),
+        ConnectionError::ConnectionClosed(closed) if is_tls(closed.error_code) => Failure::Tls(closed.to_string()),
+        ConnectionError::LocallyClosed => Failure::TunnelLost("the tunnel was closed here".into()),
+        other => Failure::TunnelLost(other.to_string()),
+    }
+}
+
+/// CRYPTO_ERROR codes are 0x100 to 0x1ff (RFC 9001 4.8).
+fn is_tls(code: quinn::TransportErrorCode) -> bool {
+    (0x100..0x200).contains(&u64::from(code))
+}
+
+const REVOKED: &[u8] = b"certificate revoked";
+const MAX_INTERIM: usize = 8;
+/// How often a connection that we dialled is looked at.
+const LOOK: Duration = Duration::from_millis(100);
+const LOOKS_PER_SECOND: u32 = 10;
+/// So long without an answer is silence, whatever the round-trip time.
+const SILENCE: Duration = Duration::from_millis(600);
+/// So many packets must have gone unanswered.
+const PROBES: u64 = 3;
