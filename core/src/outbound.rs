@@ -116,15 +116,13 @@ impl<'a> Router<'a> {
             return Ok(vec![self.unchanged()]);
         }
         let (key, port) = (&service.key, self.destination.port());
-        let found = balance::eligible(self.world, self.own, service, self.destination, For::Application);
+        let mut found = balance::eligible(self.world, self.own, service, self.destination, For::Application);
         if !found.port_known {
             return Err(RouteFailure::NoSuchPort(key.hostname.to_string(), port));
         }
+        self.drop_unreachable(&mut found);
+        let remote_only = found.endpoints.is_empty();
         let ordered = balance::order(service, self.own, found.endpoints, self.seed, self.attempts);
-        let mut remote = found.remote;
-        for endpoint in ordered.iter().filter(|endpoint| endpoint.target.is_none()) {
-            remote.get_or_insert_with(|| Arc::clone(&endpoint.workload.network));
-        }
         let ways = ordered.into_iter().map(|endpoint| match endpoint.target {
             Some(target) => vec![self.direct(endpoint.workload, target, Some(service))],
             None => self.to_gateway_of(endpoint.workload, service, false),
@@ -134,12 +132,12 @@ impl<'a> Router<'a> {
             return Ok(candidates);
         }
         let destination = format!("{}:{port}", key.hostname);
-        Err(match remote {
-            Some(network) => RouteFailure::NoGateway {
+        Err(match found.remote {
+            Some(network) if remote_only => RouteFailure::NoGateway {
                 destination,
                 network: network.to_string(),
             },
-            None => RouteFailure::NoHealthyUpstream(destination),
+            _ => RouteFailure::NoHealthyUpstream(destination),
         })
     }
 

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use super::{Authority, Candidate, Endpoint, Hop, Quic, RouteFailure, Router, Target, Way, balance, identities};
-use crate::balance::For;
+use crate::balance::{Eligible, For};
 use crate::identity::Identity;
 use crate::mix::Mix;
 use crate::world::{Gateway, GatewayDestination, Named, Service, Workload};
@@ -34,8 +34,10 @@ impl<'a> Router<'a> {
                 return Some(Ok(candidates));
             }
         }
-        let single = service.waypoint.as_ref().unwrap_or(first);
-        Some(self.to_waypoint(single, Some(service)))
+        Some(match &service.waypoint {
+            Some(single) => self.to_waypoint(single, Some(service)),
+            None => Err(self.unusable(first)),
+        })
     }
 
     /// Through a waypoint, to the destination as our application named it. One in another network is reached through that
@@ -67,12 +69,41 @@ impl<'a> Router<'a> {
         });
         let candidates = super::in_turn(ways.collect(), self.attempts);
         if candidates.is_empty() {
-            return Err(RouteFailure::UnknownWaypoint {
-                destination: self.destination.to_string(),
-                waypoint: waypoint.to_string(),
-            });
+            return Err(self.unusable(waypoint));
         }
         Ok(candidates)
+    }
+
+    fn unusable(&self, waypoint: &Gateway) -> RouteFailure {
+        RouteFailure::UnknownWaypoint {
+            destination: self.destination.to_string(),
+            waypoint: waypoint.to_string(),
+        }
+    }
+
+    /// Leaves out endpoints of other networks whose gateway leads nowhere, so that no attempt is spent on them.
+    pub(super) fn drop_unreachable(&self, found: &mut Eligible<'a>) {
+        let mut seen: Vec<(&Gateway, bool)> = Vec::new();
+        found.endpoints.retain(|endpoint| {
+            let Some(gateway) = endpoint.workload.network_gateway.as_deref() else {
+                return true;
+            };
+            if endpoint.target.is_some() {
+                return true;
+            }
+            let known = seen.iter().find(|(one, _)| *one == gateway).map(|(_, usable)| *usable);
+            let usable = known.unwrap_or_else(|| {
+                let usable = !self.between(gateway, For::Gateway).is_empty();
+                seen.push((gateway, usable));
+                usable
+            });
+            if !usable {
+                found
+                    .remote
+                    .get_or_insert_with(|| Arc::clone(&endpoint.workload.network));
+            }
+            usable
+        });
     }
 
     /// Through the gateway of the network that `workload` is in, to the service by name; nothing when there is none.

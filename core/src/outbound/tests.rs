@@ -2,7 +2,9 @@
 #![allow(clippy::unwrap_used)]
 
 use super::*;
-use crate::world::{Delta, Scope, fixture};
+use crate::world::{ApplicationTunnel, Delta, Scope, fixture};
+
+mod between;
 
 const VIP: &str = "240.240.0.1:80";
 
@@ -200,6 +202,168 @@ fn a_workload_is_reached_as_it_says() {
     assert_eq!(way("10.0.0.2:5432"), Way::Plain);
     assert_eq!(way("10.0.0.9:5432"), Way::Plain, "to ourselves");
     assert!(matches!(way("[::ffff:10.0.0.1]:5432"), Way::Tunnel { .. }));
+}
+
+#[test]
+fn our_own_ports_on_the_loopback_are_not_reached_through_us() {
+    for refused in ["127.0.0.1:15008", "[::1]:53", "[::ffff:127.0.0.1]:15008"] {
+        let destination: SocketAddr = refused.parse().unwrap();
+        let canonical = SocketAddr::new(destination.ip().to_canonical(), destination.port());
+        assert_eq!(
+            failure(routed(&World::default(), None, refused, 0)),
+            RouteFailure::SelfCall(canonical)
+        );
+    }
+    let found = candidates(routed(&World::default(), None, "127.0.0.1:8080", 0));
+    assert_eq!(found[0].way, Way::Plain, "another port of the loopback");
+}
+
+#[test]
+fn our_own_vip_leads_to_our_own_application() {
+    let us = endpoint("us", "10.0.0.9");
+    let world = world(vec![orders()], vec![us.clone()]);
+    let found = candidates(routed(&world, Some(&us), VIP, 0));
+    assert_eq!(
+        (address(&found[0]), &found[0].way),
+        ("10.0.0.9:8080".parse().unwrap(), &Way::Plain)
+    );
+}
+
+#[test]
+fn an_endpoint_that_has_no_tunnel_is_reached_in_plain() {
+    let mut plain = endpoint("a", "10.0.0.1");
+    plain.tunnel_protocol = TunnelProtocol::None;
+    let found = candidates(routed(&world(vec![orders()], vec![plain]), None, VIP, 0));
+    assert_eq!(
+        (address(&found[0]), &found[0].way),
+        ("10.0.0.1:8080".parse().unwrap(), &Way::Plain)
+    );
+}
+
+#[test]
+fn pods_of_a_headless_service_are_reached_by_their_addresses() {
+    let mut headless = orders();
+    headless.vips.clear();
+    let mut pod = endpoint("db-0", "10.0.0.1");
+    pod.addresses.push("fd00::1".parse().unwrap());
+    let world = world(vec![headless], vec![pod]);
+    for (destination, hop) in [
+        ("10.0.0.1:5432", "10.0.0.1:15008"),
+        ("[fd00::1]:5432", "[fd00::1]:15008"),
+    ] {
+        let found = candidates(routed(&world, None, destination, 0)).remove(0);
+        let Way::Tunnel {
+            hop: dialled,
+            authority,
+        } = &found.way
+        else {
+            panic!("{found:?}")
+        };
+        assert_eq!(
+            (dialled.address.to_string().as_str(), authority.as_str()),
+            (hop, destination)
+        );
+    }
+}
+
+#[test]
+fn an_endpoint_with_a_name_alone_is_resolved_for_each_connection() {
+    let mut named = endpoint("a", "10.0.0.1");
+    named.addresses.clear();
+    named.hostname = "db.example.com".into();
+    let found = candidates(routed(&world(vec![orders()], vec![named.clone()]), None, VIP, 0)).remove(0);
+    assert_eq!(found.unresolved(), Some("db.example.com"));
+    assert_eq!(found.target.to_string(), "db.example.com:8080");
+    let found = found.resolved("fd00::7".parse().unwrap());
+    assert_eq!(found.unresolved(), None);
+    let Way::Tunnel { hop, authority } = &found.way else {
+        panic!("{found:?}")
+    };
+    // The peer may not know by which name others know it.
+    assert_eq!(
+        (hop.address.to_string().as_str(), authority.as_str()),
+        ("[fd00::7]:15008", "[fd00::7]:8080")
+    );
+
+    named.tunnel_protocol = TunnelProtocol::None;
+    let found = candidates(routed(&world(vec![orders()], vec![named]), None, VIP, 0)).remove(0);
+    assert_eq!((found.unresolved(), &found.way), (Some("db.example.com"), &Way::Plain));
+    assert_eq!(
+        address(&found.resolved("10.0.0.7".parse().unwrap())).to_string(),
+        "10.0.0.7:8080"
+    );
+}
+
+#[test]
+fn an_endpoint_without_any_address_is_nobody() {
+    let mut nowhere = endpoint("a", "10.0.0.1");
+    nowhere.addresses.clear();
+    assert!(matches!(
+        failure(routed(&world(vec![orders()], vec![nowhere]), None, VIP, 0)),
+        RouteFailure::NoHealthyUpstream(_)
+    ));
+}
+
+#[test]
+fn a_named_port_is_the_endpoints_own_or_its_tunnels() {
+    let mut service = orders();
+    service.ports = vec![fixture::port(80, 0)];
+    let bare = endpoint("a", "10.0.0.1");
+    let mut tunnelled = bare.clone();
+    tunnelled.application_tunnel = Some(ApplicationTunnel {
+        proxy: true,
+        port: 15088,
+    });
+    let port = |workload: Workload, destination: &str| match routed(
+        &world(vec![service.clone()], vec![workload]),
+        None,
+        destination,
+        0,
+    ) {
+        Route::Endpoints { candidates, .. } => Some(candidates[0].target.port()),
+        Route::Fail(_) => None,
+    };
+    assert_eq!(port(bare, VIP), None);
+    assert_eq!(port(tunnelled.clone(), VIP), Some(80));
+    assert_eq!(port(tunnelled, "240.240.0.1:81"), None, "no port of the service");
+}
+
+#[test]
+fn services_of_another_namespace_may_be_invisible() {
+    let mut private = orders();
+    private.key.namespace = "elsewhere".into();
+    private.private = true;
+    let found = candidates(routed(&world(vec![private], vec![]), None, VIP, 0));
+    assert_eq!(
+        (address(&found[0]).to_string().as_str(), &found[0].way),
+        (VIP, &Way::Plain)
+    );
+}
+
+#[test]
+fn the_world_says_who_may_speak_quic() {
+    let quic = |uid: &str, marked| {
+        let mut workload = fixture::workload("a", "10.0.0.1");
+        (workload.uid, workload.hbone3) = (uid.into(), marked);
+        let found = candidates(routed(&world(vec![], vec![workload]), None, "10.0.0.1:80", 0)).remove(0);
+        match found.way {
+            Way::Tunnel { hop, .. } => hop.quic,
+            other => panic!("{other:?}"),
+        }
+    };
+    assert_eq!(quic("Kubernetes//Pod/shop/a", false), Quic::No);
+    assert_eq!(
+        quic("Kubernetes/networking.istio.io/WorkloadEntry/shop/a", false),
+        Quic::Unknown
+    );
+    assert_eq!(
+        quic("Kubernetes/networking.istio.io/ServiceEntry/shop/a/10.0.0.1", false),
+        Quic::No
+    );
+    assert_eq!(
+        quic("mesh/networking.istio.io/WorkloadEntry/shop/a", true),
+        Quic::Marked
+    );
 }
 
 #[test]

@@ -44,6 +44,7 @@ fn any_workload() -> impl Strategy<Value = Workload> {
                 TunnelProtocol::None
             };
             workload.host_network = host;
+            workload.hostname = ["", NAMES[0], NAMES[1]][usize::from(second)].into();
             workload.services = vec![(fixture::key(NAMES[service]), vec![])];
             workload
         })
@@ -191,6 +192,9 @@ impl Model {
                 .filter(|one| one.ports_of(&key).is_some())
                 .collect();
             assert_eq!(world.endpoints(&key).map(|one| &**one).collect::<Vec<_>>(), endpoints);
+            let called = self.workloads.values().filter(|one| &*one.hostname == host);
+            let best = called.min_by_key(|one| (one.address_rank(), one.uid.clone()));
+            assert_eq!(world.workload_with_hostname(&key).map(|one| &**one), best);
             let named: Vec<_> = self
                 .services
                 .values()
@@ -384,4 +388,87 @@ fn services_keep_what_can_be_meant() {
         convert::service(wrong, &mut Names::default()),
         Err(Invalid::Prefix { .. })
     ));
+}
+
+#[test]
+fn who_stands_between_is_kept_and_shared() {
+    use proto::gateway_address::Destination;
+    let gateway = |destination, port| proto::GatewayAddress {
+        destination: Some(destination),
+        hbone_mtls_port: port,
+    };
+    let named = |hostname: &str| {
+        Destination::Hostname(proto::NamespacedHostname {
+            namespace: "ns".to_owned(),
+            hostname: hostname.to_owned(),
+        })
+    };
+    let address = |bytes: Vec<u8>| {
+        Destination::Address(proto::NetworkAddress {
+            network: "west".to_owned(),
+            address: bytes,
+            length: None,
+        })
+    };
+    let mut names = Names::default();
+    let workload = proto::Workload {
+        waypoint: Some(gateway(named("waypoint"), 0)),
+        network_gateway: Some(gateway(address(vec![192, 0, 2, 1]), 15443)),
+        application_tunnel: Some(proto::ApplicationTunnel {
+            protocol: proto::application_tunnel::Protocol::Proxy.into(),
+            port: 15088,
+        }),
+        extensions: ["other", mesh_proto::extension::HBONE3]
+            .map(|name| proto::Extension {
+                name: name.to_owned(),
+                config: None,
+            })
+            .to_vec(),
+        ..sent()
+    };
+    let one = convert::workload(workload.clone(), &mut names).unwrap();
+    let waypoint = one.waypoint.clone().unwrap();
+    assert_eq!(waypoint.to_string(), "ns/waypoint:15008");
+    assert_eq!(one.network_gateway.as_ref().unwrap().to_string(), "192.0.2.1:15443");
+    assert_eq!(
+        one.application_tunnel,
+        Some(ApplicationTunnel {
+            proxy: true,
+            port: 15088
+        })
+    );
+    assert!(one.hbone3 && !convert::workload(sent(), &mut names).unwrap().hbone3);
+    let service = proto::Service {
+        hostname: "h".to_owned(),
+        waypoint: workload.waypoint.clone(),
+        weighted_waypoints: vec![proto::WeightedWaypoint {
+            destination: workload.waypoint.clone(),
+            weight: 7,
+        }],
+        ..Default::default()
+    };
+    let service = convert::service(service, &mut names).unwrap();
+    assert!(Arc::ptr_eq(&waypoint, &service.weighted_waypoints[0].0), "held once");
+    assert_eq!((service.waypoint, service.weighted_waypoints[0].1), (Some(waypoint), 7));
+
+    // One that names nobody would let traffic go past it.
+    for wrong in [
+        proto::GatewayAddress::default(),
+        gateway(named(""), 0),
+        gateway(named("waypoint"), 70_000),
+        gateway(address(vec![1, 2, 3]), 0),
+    ] {
+        let workload = proto::Workload {
+            waypoint: Some(wrong),
+            ..sent()
+        };
+        assert!(convert::workload(workload, &mut names).is_err());
+    }
+    for (protocol, port) in [(9, 0), (1, 70_000)] {
+        let workload = proto::Workload {
+            application_tunnel: Some(proto::ApplicationTunnel { protocol, port }),
+            ..sent()
+        };
+        assert!(convert::workload(workload, &mut names).is_err());
+    }
 }
