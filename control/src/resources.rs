@@ -12,7 +12,7 @@ mod service;
 pub use kind::Kind;
 pub use meta::{Labels, Meta, Selector};
 pub use networking::{
-    Endpoint, EntryTemplate, ServiceEntry, ServiceEntryPort, ServiceEntrySpec, WorkloadEntry, WorkloadGroup,
+    Endpoint, EntryTemplate, HBONE3, ServiceEntry, ServiceEntryPort, ServiceEntrySpec, WorkloadEntry, WorkloadGroup,
     WorkloadGroupSpec,
 };
 pub use security::{

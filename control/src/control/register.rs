@@ -11,7 +11,7 @@ use crate::error::Refusal;
 use crate::incoming::Peer;
 use crate::join::address::held_by_another;
 use crate::registry::Live;
-use crate::resources::{EntryTemplate, Kind, Meta, Resource, WorkloadEntry, WorkloadGroup};
+use crate::resources::{EntryTemplate, HBONE3, Kind, Meta, Resource, WorkloadEntry, WorkloadGroup};
 use crate::store::{Agent, Clone as RefusedClone, ResourceKey, ResourceRow, now};
 use crate::xds::Node;
 
@@ -221,6 +221,11 @@ fn entry_of(agent: &Agent, group: &WorkloadGroup, node: &Node) -> WorkloadEntry 
         agent.workload_group.clone(),
     );
     meta.annotations.extend([registered_in]);
+    meta.annotations.remove(HBONE3);
+    // Only our own agent says which version of it this is.
+    if !node.version.is_empty() {
+        meta.annotations.insert(HBONE3.to_owned(), "true".to_owned());
+    }
     meta.labels.clone_from(&labels);
     let or = |own: &String, other: &String| if own.is_empty() { other.clone() } else { own.clone() };
     let spec = EntryTemplate {

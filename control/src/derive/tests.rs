@@ -29,6 +29,26 @@ fn derive(yaml: &str) -> World {
 const ENTRY: &str = "apiVersion: networking.istio.io/v1\nkind: WorkloadEntry\nmetadata: {name: vm, namespace: shop}\nspec: {address: 10.0.0.1, ports: {http: 8080}, weight: 3, locality: r/z, serviceAccount: orders, labels: {app: orders, networking.istio.io/tunnel: http}}\n";
 
 #[test]
+fn an_entry_says_that_its_machine_speaks_hbone3() {
+    let extensions = |annotations: &str| {
+        let entry = ENTRY.replace(
+            "namespace: shop}",
+            &format!("namespace: shop, annotations: {{{annotations}}}}}"),
+        );
+        let world = derive(&entry);
+        let workload = &world.workloads["mesh/networking.istio.io/WorkloadEntry/shop/vm"];
+        workload
+            .extensions
+            .iter()
+            .map(|one| one.name.clone())
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(extensions("mesh.internal/hbone3: 'true'"), ["mesh.v1.hbone3"]);
+    assert!(extensions("mesh.internal/hbone3: 'false'").is_empty());
+    assert!(extensions("other: 'true'").is_empty());
+}
+
+#[test]
 fn a_workload_entry_behind_a_service_entry() {
     let world = derive(&format!(
         "{ENTRY}---\napiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {{name: orders, namespace: shop}}\nspec:\n  hosts: [orders.example]\n  ports: [{{number: 80, name: http, protocol: HTTP}}, {{number: 90, name: other, targetPort: 9090}}]\n  resolution: STATIC\n  workloadSelector: {{labels: {{app: orders}}}}\n"

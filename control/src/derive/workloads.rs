@@ -2,14 +2,15 @@
 
 use std::net::IpAddr;
 
+use mesh_proto::extension;
 use mesh_proto::istio::workload::{
-    Locality, NetworkMode, Port, PortList, TunnelProtocol, Workload, WorkloadStatus, WorkloadType,
+    Extension, Locality, NetworkMode, Port, PortList, TunnelProtocol, Workload, WorkloadStatus, WorkloadType,
 };
 
 use super::policies::Attachments;
 use super::services::{Derived, DerivedPort, Target};
 use super::{Input, Sorted, bytes_of};
-use crate::resources::{EntryTemplate, Labels, Meta, Selector, ServiceEntry, WorkloadEntry};
+use crate::resources::{EntryTemplate, HBONE3, Labels, Meta, Selector, ServiceEntry, WorkloadEntry};
 
 /// Label that says: this machine takes HBONE.
 const TUNNEL_LABEL: &str = "networking.istio.io/tunnel";
@@ -41,6 +42,12 @@ fn of_entry(input: &Input<'_>, entry: &WorkloadEntry, services: &[Derived], atta
     let mut workload = common(input, &entry.spec, meta, &labels, attachments);
     workload.uid = uid;
     workload.name.clone_from(&meta.name);
+    if meta.annotations.get(HBONE3).map(String::as_str) == Some("true") {
+        workload.extensions.push(Extension {
+            name: extension::HBONE3.to_owned(),
+            config: None,
+        });
+    }
     let selecting = services.iter().filter(|service| {
         let here = service.records.first().is_some_and(|r| r.namespace == meta.namespace);
         here && service.selector.as_ref().is_some_and(|wanted| {

@@ -13,6 +13,8 @@ use super::meta::{Labels, Meta};
 
 /// Annotation of a WorkloadGroup: comma-separated CIDR ranges, from which its agents may register any address.
 const ALLOWED_CIDRS: &str = "mesh.internal/allowed-cidrs";
+/// Annotation of a WorkloadEntry: with `true`, its machine speaks HBONE/3. Registered agents of ours get it.
+pub const HBONE3: &str = "mesh.internal/hbone3";
 
 /// One machine, or the template of many.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]

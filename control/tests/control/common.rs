@@ -370,6 +370,7 @@ impl Machine {
             ("NAMESPACE", &j.namespace),
             ("SERVICE_ACCOUNT", &j.service_account),
             ("MESH_INSTANCE_ID", instance),
+            ("MESH_AGENT_VERSION", "0"),
         ];
         Node {
             id: format!(

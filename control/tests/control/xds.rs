@@ -2,6 +2,7 @@
 
 use crate::common::{GROUP, Machine, Server, eventually, word};
 use mesh_proto::envoy::discovery::DeltaDiscoveryRequest;
+use mesh_proto::istio::workload::{Address, address};
 use mesh_proto::mesh::{
     CaRotateRequest, CaStatusRequest, CreateOperatorTokenRequest, Revocation, RevokeAgentRequest, TrustBundle,
 };
@@ -31,7 +32,14 @@ async fn a_stream_registers_and_every_type_is_answered() {
     let mut registered = false;
     while answered.len() < 4 || !registered {
         let response = stream.next().await.unwrap();
-        registered |= has(&response, UID);
+        if let Some(entry) = response.resources.iter().find(|r| r.name == UID) {
+            registered = true;
+            let address = Address::decode(entry.resource.as_ref().unwrap().value.as_slice()).unwrap();
+            let Some(address::Type::Workload(workload)) = address.r#type else {
+                panic!("{address:?}")
+            };
+            assert_eq!(workload.extensions[0].name, "mesh.v1.hbone3");
+        }
         answered.insert(response.type_url);
     }
     server
