@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use mesh_core::connect::ResponseHead;
-use mesh_core::inbound::{service_meant, target};
+use mesh_core::inbound::{Asked, Delivery, deliver};
 use mesh_core::policy::{Connection, Decision, Denial, Verdict, authorize};
 use mesh_core::world::{Workload, World};
 
@@ -26,15 +26,12 @@ pub async fn serve(shared: Arc<Shared>, request: Request) {
     let world = shared.world();
     let own = shared.own_workload(&world);
     let mut facts = facts(&shared, &world, &request, own.clone());
-    let target = match find_target(&shared, own.as_deref(), &request) {
-        Ok(target) => target,
+    let delivery = match find_target(&shared, &world, own.as_deref(), &request, &facts) {
+        Ok(delivery) => delivery,
         Err(failure) => return refuse(&shared, request, facts, started, failure).await,
     };
-    facts.destination = target;
-    let forwarded = request.head.as_ref().and_then(|head| head.forwarded.as_deref());
-    facts.service = own
-        .as_deref()
-        .and_then(|own| service_meant(&world, own, target.port(), forwarded).cloned());
+    facts.destination = delivery.judged;
+    facts.service = delivery.service;
     // Registered first and judged after, so that no change of policy falls between.
     let mut registered = shared.flows.register(facts.clone());
     if let Err(failure) = judge(&shared, &facts) {
@@ -42,7 +39,7 @@ pub async fn serve(shared: Arc<Shared>, request: Request) {
         return refuse(&shared, request, facts, started, failure).await;
     }
     let limit = Duration::from_millis(shared.config.outbound.connect_timeout_ms);
-    let application = match socket::connect(delivery(&shared, target), shared.config.capture.mark, limit).await {
+    let application = match socket::connect(listener(&shared, delivery.to), shared.config.capture.mark, limit).await {
         Ok(stream) => tcp::split(stream),
         Err(error) => {
             drop(registered);
@@ -86,17 +83,32 @@ async fn carry(
     }
 }
 
-fn find_target(shared: &Shared, own: Option<&Workload>, request: &Request) -> Result<SocketAddr, Failure> {
+fn find_target(
+    shared: &Shared,
+    world: &World,
+    own: Option<&Workload>,
+    request: &Request,
+    facts: &Facts,
+) -> Result<Delivery, Failure> {
     let status = |status, reason: &str| Failure::Status {
         status,
         reason: Some(reason.into()),
     };
     let own = own.ok_or_else(|| status(503, "unknown-workload"))?;
     let head = request.head.as_ref().ok_or_else(|| status(400, "not a CONNECT"))?;
-    Ok(target(&head.authority, own, &shared.own_ports())?)
+    let asked = Asked {
+        authority: &head.authority,
+        forwarded: head.forwarded.as_deref(),
+        local: facts.destination.ip(),
+    };
+    let delivery = deliver(world, own, &asked, &shared.own_ports())?;
+    if delivery.proxy.is_some() {
+        return Err(status(503, "PROXY protocol is not supported"));
+    }
+    Ok(delivery)
 }
 
-fn delivery(shared: &Shared, target: SocketAddr) -> SocketAddr {
+fn listener(shared: &Shared, target: SocketAddr) -> SocketAddr {
     if !shared.config.inbound.loopback_ports.contains(&target.port()) {
         return target;
     }
@@ -180,8 +192,8 @@ fn answer(failure: &Failure) -> ResponseHead {
             policy: Some(denial_policies(denial)),
             ..ResponseHead::default()
         },
-        Failure::Target(_) => ResponseHead {
-            status: 400,
+        Failure::Target(refusal) => ResponseHead {
+            status: refusal.status(),
             ..ResponseHead::default()
         },
         Failure::Status { status, reason } => ResponseHead {

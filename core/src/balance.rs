@@ -143,7 +143,7 @@ fn is_remote(own: &Own<'_>, workload: &Workload, purpose: For) -> bool {
 
 /// The endpoint's own list, else the service's; where both leave it open, an application behind a tunnel of its own takes
 /// every port of the service at one.
-fn target_port(service: &Service, workload: &Workload, port: u16) -> Option<u16> {
+pub(crate) fn target_port(service: &Service, workload: &Workload, port: u16) -> Option<u16> {
     let entry = |ports: &[crate::world::Port]| ports.iter().find(|listed| listed.service_port == port).copied();
     let number = |listed: crate::world::Port| (listed.target_port != 0).then_some(listed.target_port);
     let own = workload.ports_of(&service.key).and_then(entry).and_then(number);
@@ -171,13 +171,8 @@ fn address(workload: &Workload, families: IpFamilies, requested: IpAddr) -> Opti
     if workload.addresses.contains(&requested) {
         return Some(requested);
     }
-    let allowed = |address: &&IpAddr| match families {
-        IpFamilies::Automatic | IpFamilies::Dual => true,
-        IpFamilies::V4Only => address.is_ipv4(),
-        IpFamilies::V6Only => address.is_ipv6(),
-    };
     let same = |address: &&IpAddr| address.is_ipv4() == requested.is_ipv4();
-    let mut candidates = workload.addresses.iter().filter(allowed);
+    let mut candidates = workload.addresses.iter().filter(|address| families.allow(**address));
     let first = candidates.next()?;
     if same(&first) {
         return Some(*first);

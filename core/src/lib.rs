@@ -13,6 +13,8 @@
 //! | [`balance`] | which endpoint of a service gets a connection |
 //! | [`outbound`] | what is to be done with a connection that an application of ours opened |
 //! | [`inbound`] | what is to be done with a CONNECT that a peer sent us |
+//! | [`baggage`] | who a caller says that it is |
+//! | [`trace`] | which trace a caller belongs to |
 //! | [`why`] | why a connection would or would not be, for those who ask |
 //! | [`dns`] | what is answered, and what is forwarded |
 //! | [`xds`] | the delta-xDS session: versions, nonces, ACK and NACK |
@@ -23,6 +25,7 @@
 //! | [`rotation`] | when a certificate is renewed |
 #![forbid(unsafe_code)]
 
+pub mod baggage;
 pub mod balance;
 pub mod connect;
 pub mod dns;
@@ -36,6 +39,7 @@ pub mod packet;
 pub mod policy;
 pub mod rotation;
 pub mod token;
+pub mod trace;
 pub mod transport;
 pub mod why;
 pub mod world;

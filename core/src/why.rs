@@ -228,4 +228,33 @@ mod tests {
             );
         }
     }
+
+    #[test]
+    fn behind_a_waypoint_that_one_decides_and_a_stranger_goes_past_it() {
+        use crate::world::{Gateway, GatewayDestination, NetworkAddress};
+        let closed = world(vec![deny("root/no-one", StringMatch::Presence)]);
+        let mut orders = (**closed.workload_at("", "10.0.0.2".parse().unwrap()).unwrap()).clone();
+        orders.waypoint = Some(Arc::new(Gateway {
+            destination: GatewayDestination::Address(NetworkAddress {
+                network: "".into(),
+                address: "10.0.0.7".parse().unwrap(),
+            }),
+            port: 15008,
+        }));
+        let guarded = closed.apply(Delta {
+            workloads: vec![orders, fixture::workload("waypoint", "10.0.0.7")],
+            ..Delta::default()
+        });
+        let answer = ask(&guarded, Some(web(&guarded)));
+        let endpoint = &answer.endpoints[0];
+        assert!(endpoint.candidate.via_waypoint && endpoint.verdict.is_none());
+        // What denies every identity does not deny one that shows none.
+        let stranger = ask(&guarded, None);
+        let endpoint = &stranger.endpoints[0];
+        assert_eq!(
+            (endpoint.candidate.via_waypoint, &endpoint.candidate.way),
+            (false, &Way::Plain)
+        );
+        assert!(endpoint.verdict.is_some() && stranger.is_allowed());
+    }
 }

@@ -125,6 +125,17 @@ pub enum IpFamilies {
     Dual,
 }
 
+impl IpFamilies {
+    /// Whether endpoints are reached at this address.
+    pub fn allow(self, address: IpAddr) -> bool {
+        match self {
+            Self::Automatic | Self::Dual => true,
+            Self::V4Only => address.is_ipv4(),
+            Self::V6Only => address.is_ipv6(),
+        }
+    }
+}
+
 /// One service.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Service {

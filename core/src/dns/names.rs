@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::View;
-use crate::world::{Service, World, preferred};
+use crate::world::{Service, Workload, World, preferred};
 
 /// Most search domains that are tried (resolv.conf itself takes six or 32), and most addresses of one answer.
 const MAX_SEARCH: usize = 32;
@@ -61,7 +61,7 @@ pub(super) fn below(name: &str, domain: &str) -> Option<usize> {
     without_domain(name, domain).map(|rest| rest.split('.').count())
 }
 
-/// Its VIPs in `network`; without any VIP, the addresses of its endpoints there.
+/// Its VIPs in `network`; without any VIP (a headless service), the addresses of its eligible endpoints there.
 pub(super) fn addresses(service: &Service, world: &World, network: &str) -> Vec<IpAddr> {
     if service.vips.is_empty() {
         return endpoint_addresses(service, world, network)
@@ -76,10 +76,14 @@ pub(super) fn addresses(service: &Service, world: &World, network: &str) -> Vec<
 }
 
 fn endpoint_addresses(service: &Service, world: &World, network: &str) -> impl Iterator<Item = IpAddr> {
+    let eligible = move |endpoint: &&Arc<Workload>| {
+        endpoint.capacity > 0 && (endpoint.healthy || service.allow_unhealthy) && &*endpoint.network == network
+    };
     world
         .endpoints(&service.key)
-        .filter(move |endpoint| (endpoint.healthy || service.allow_unhealthy) && &*endpoint.network == network)
+        .filter(eligible)
         .flat_map(|endpoint| endpoint.addresses.iter().copied())
+        .filter(|address| service.ip_families.allow(*address))
 }
 
 fn by_any_form<'a>(name: &str, world: &'a World, view: &View<'_>) -> Option<&'a Arc<Service>> {

@@ -115,6 +115,42 @@ fn mesh_names_are_answered_in_all_their_forms() {
 }
 
 #[test]
+fn a_headless_service_answers_with_its_eligible_endpoints() {
+    use crate::world::IpFamilies;
+    let answered = |families, kind| {
+        let mut service = fixture::service("db.shop.mesh.internal", "240.240.0.2");
+        service.vips.clear();
+        service.ip_families = families;
+        let endpoint = |uid: &str, last: u8| {
+            let mut workload = fixture::workload(uid, &format!("10.0.0.{last}"));
+            workload.addresses.push(format!("fd00::{last}").parse().unwrap());
+            workload.services = vec![(service.key.clone(), vec![])];
+            workload
+        };
+        let (mut never, mut away) = (endpoint("never", 2), endpoint("away", 3));
+        never.capacity = 0;
+        away.network = "elsewhere".into();
+        let mut named = endpoint("named", 4);
+        named.addresses.clear();
+        named.hostname = "db.example.com".into();
+        let delta = Delta {
+            workloads: vec![endpoint("db", 1), never, away, named],
+            services: vec![service.clone()],
+            addresses_synced: true,
+            ..Delta::default()
+        };
+        let message = asked(&World::default().apply(delta), &[], "db", kind).unwrap();
+        assert_eq!(message.metadata.response_code, ResponseCode::NoError);
+        texts(&message)
+    };
+    assert_eq!(answered(IpFamilies::Dual, RecordType::A), ["10.0.0.1"]);
+    assert_eq!(answered(IpFamilies::Dual, RecordType::AAAA), ["fd00::1"]);
+    assert_eq!(answered(IpFamilies::V4Only, RecordType::A), ["10.0.0.1"]);
+    assert!(answered(IpFamilies::V4Only, RecordType::AAAA).is_empty());
+    assert!(answered(IpFamilies::V6Only, RecordType::A).is_empty());
+}
+
+#[test]
 fn what_a_known_name_lacks_is_an_empty_answer() {
     for (name, kind) in [
         ("web", RecordType::AAAA),
