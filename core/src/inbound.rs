@@ -88,7 +88,7 @@ pub fn deliver(world: &World, own: &Workload, asked: &Asked<'_>, own_ports: &[u1
         }
         Authority::Host(host, port) => {
             let service = service_of(world, own, &host)?;
-            let target = target_port(service, own, port).ok_or_else(|| TargetRefusal::NoServicePort(host, port))?;
+            let target = target_port(service, own, port).ok_or(TargetRefusal::NoServicePort(host, port))?;
             let judged = SocketAddr::new(own_address(own, asked.local)?, target);
             let vip = proxied_address(service, &own.network).map(|vip| SocketAddr::new(vip, port));
             (judged, vip, Some(service.key.clone()))

@@ -53,12 +53,14 @@ fn screen(answer: &Value) -> String {
     let _ = writeln!(out, "destination  {destination}{}", service.unwrap_or_default());
     for endpoint in answer["endpoints"].as_array().into_iter().flatten() {
         let workload = endpoint["workload"].as_str().map(|workload| format!(" of {workload}"));
+        let via = endpoint["via"].as_str().map(|via| format!(" through {via}"));
         let _ = writeln!(
             out,
-            "endpoint     {}{} by {}",
+            "endpoint     {}{} by {}{}",
             text(&endpoint["target"]),
             workload.unwrap_or_default(),
-            text(&endpoint["way"])
+            text(&endpoint["way"]),
+            via.unwrap_or_default()
         );
         let _ = writeln!(
             out,

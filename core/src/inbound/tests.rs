@@ -23,12 +23,15 @@ fn world(services: Vec<Service>, workloads: Vec<Workload>) -> World {
 }
 
 fn asked(world: &World, own: &Workload, authority: &str, local: &str) -> Result<Delivery, TargetRefusal> {
-    let asked = Asked {
+    deliver(world, own, &connect(authority, local), &OWN_PORTS)
+}
+
+fn connect<'a>(authority: &'a str, local: &str) -> Asked<'a> {
+    Asked {
         authority,
         forwarded: None,
         local: local.parse().unwrap(),
-    };
-    deliver(world, own, &asked, &OWN_PORTS)
+    }
 }
 
 /// (status, where to, judged, PROXY destination), each as text.
@@ -313,10 +316,10 @@ fn the_service_that_was_meant_is_found() {
     own.services = vec![(one.key.clone(), vec![]), (two.key.clone(), vec![])];
     let world = world(vec![one.clone(), two.clone()], vec![]);
     let meant = |port: u16, forwarded| {
+        let authority = format!("10.0.0.1:{port}");
         let asked = Asked {
-            authority: &format!("10.0.0.1:{port}"),
             forwarded,
-            local: "10.0.0.1".parse().unwrap(),
+            ..connect(&authority, "10.0.0.1")
         };
         deliver(&world, &own, &asked, &[]).unwrap().service
     };

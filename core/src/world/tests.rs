@@ -442,7 +442,7 @@ fn who_stands_between_is_kept_and_shared() {
         hostname: "h".to_owned(),
         waypoint: workload.waypoint.clone(),
         weighted_waypoints: vec![proto::WeightedWaypoint {
-            destination: workload.waypoint.clone(),
+            destination: workload.waypoint,
             weight: 7,
         }],
         ..Default::default()

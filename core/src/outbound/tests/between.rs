@@ -420,7 +420,7 @@ proptest! {
                 Way::Double { gateway, identities, .. } => {
                     prop_assert!(gateway.identities.contains(&workload.identity) && !identities.is_empty());
                 }
-                Way::Plain => prop_assert!(!waypoint && &*workload.network == ""),
+                Way::Plain => prop_assert!(!waypoint && workload.network.is_empty()),
             }
         }
     }
