@@ -5,10 +5,13 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use mesh_core::baggage::Baggage;
 use mesh_core::connect::ResponseHead;
-use mesh_core::inbound::{Asked, Delivery, deliver};
+use mesh_core::inbound::{Asked, Delivery, deliver, is_remote};
 use mesh_core::policy::{Connection, Decision, Denial, Verdict, authorize};
 use mesh_core::world::{Workload, World};
+use tokio::io::AsyncWriteExt as _;
+use tokio::net::TcpStream;
 
 use crate::access;
 use crate::copy::{both_ways, tcp};
@@ -31,15 +34,14 @@ pub async fn serve(shared: Arc<Shared>, request: Request) {
         Err(failure) => return refuse(&shared, request, facts, started, failure).await,
     };
     facts.destination = delivery.judged;
-    facts.service = delivery.service;
+    facts.service.clone_from(&delivery.service);
     // Registered first and judged after, so that no change of policy falls between.
     let mut registered = shared.flows.register(facts.clone());
     if let Err(failure) = judge(&shared, &facts) {
         drop(registered);
         return refuse(&shared, request, facts, started, failure).await;
     }
-    let limit = Duration::from_millis(shared.config.outbound.connect_timeout_ms);
-    let application = match socket::connect(listener(&shared, delivery.to), shared.config.capture.mark, limit).await {
+    let application = match connect(&shared, &delivery, &facts).await {
         Ok(stream) => tcp::split(stream),
         Err(error) => {
             drop(registered);
@@ -101,11 +103,19 @@ fn find_target(
         forwarded: head.forwarded.as_deref(),
         local: facts.destination.ip(),
     };
-    let delivery = deliver(world, own, &asked, &shared.own_ports())?;
-    if delivery.proxy.is_some() {
-        return Err(status(503, "PROXY protocol is not supported"));
+    Ok(deliver(world, own, &asked, &shared.own_ports())?)
+}
+
+/// To the application; with an application tunnel it hears first who calls.
+async fn connect(shared: &Shared, delivery: &Delivery, facts: &Facts) -> std::io::Result<TcpStream> {
+    let limit = Duration::from_millis(shared.config.outbound.connect_timeout_ms);
+    let to = listener(shared, delivery.to);
+    let mut stream = socket::connect(to, shared.config.capture.mark, limit).await?;
+    if let Some(destination) = delivery.proxy {
+        let header = mesh_core::proxy::header(facts.source, destination, facts.source_identity.as_ref());
+        stream.write_all(&header).await?;
     }
-    Ok(delivery)
+    Ok(stream)
 }
 
 fn listener(shared: &Shared, target: SocketAddr) -> SocketAddr {
@@ -148,11 +158,8 @@ fn connection(facts: &Facts) -> Connection {
 
 fn facts(shared: &Shared, world: &World, request: &Request, own: Option<Arc<Workload>>) -> Facts {
     let peer = &request.peer;
-    let local = shared
-        .own_addresses(world)
-        .first()
-        .copied()
-        .unwrap_or(shared.membership.address);
+    let recorded = shared.own_addresses(world).first().copied();
+    let local = peer.reached.or(recorded).unwrap_or(shared.membership.address);
     Facts {
         direction: Direction::Inbound,
         transport: peer.transport,
@@ -161,14 +168,23 @@ fn facts(shared: &Shared, world: &World, request: &Request, own: Option<Arc<Work
         original: None,
         hbone: Some(SocketAddr::new(local, shared.config.tunnel.listen.port())),
         service: None,
-        source_workload: world
-            .workload_at(&shared.membership.network, peer.address.ip())
-            .cloned(),
+        source_workload: caller(shared, world, request),
         destination_workload: own,
         source_identity: Some(peer.identity.clone()),
         destination_identity: shared.credentials().map(|credentials| credentials.identity.clone()),
         peer_certificate: Some((peer.serial.clone(), peer.spki_sha256)),
     }
+}
+
+/// The workload that calls, for telemetry: the one at its address; of another network, where addresses mean something else,
+/// what it says of itself.
+fn caller(shared: &Shared, world: &World, request: &Request) -> Option<Arc<Workload>> {
+    let (head, network) = (request.head.as_ref(), &shared.membership.network);
+    if !is_remote(head.and_then(|head| head.forwarded_network.as_deref()), network) {
+        return world.workload_at(network, request.peer.address.ip()).cloned();
+    }
+    let said = Baggage::parse(head.and_then(|head| head.baggage.as_deref()).unwrap_or_default());
+    Some(Arc::new(Workload::described(&said, request.peer.identity.clone())))
 }
 
 /// Tells the peer, the log and the metrics.

@@ -13,7 +13,7 @@ pub mod listen;
 mod pool;
 mod stream;
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use mesh_core::identity::Identity;
 use mesh_core::outbound::Quic;
@@ -40,4 +40,6 @@ pub struct Peer {
     pub serial: Vec<u8>,
     pub spki_sha256: [u8; 32],
     pub transport: Transport,
+    /// Our own address that it dialled, where it was the peer who dialled.
+    pub reached: Option<IpAddr>,
 }

@@ -15,6 +15,7 @@
 //! | [`inbound`] | what is to be done with a CONNECT that a peer sent us |
 //! | [`baggage`] | who a caller says that it is |
 //! | [`trace`] | which trace a caller belongs to |
+//! | [`proxy`] | the PROXY protocol header of an application tunnel |
 //! | [`why`] | why a connection would or would not be, for those who ask |
 //! | [`dns`] | what is answered, and what is forwarded |
 //! | [`xds`] | the delta-xDS session: versions, nonces, ACK and NACK |
@@ -37,6 +38,7 @@ mod mix;
 pub mod outbound;
 pub mod packet;
 pub mod policy;
+pub mod proxy;
 pub mod rotation;
 pub mod token;
 pub mod trace;

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 
+use crate::baggage::Baggage;
 use crate::identity::Identity;
 
 mod bucket;
@@ -186,6 +187,41 @@ pub struct Delta {
 }
 
 impl Workload {
+    /// A workload of which nothing is known but what it says of itself: for telemetry, and for nothing else.
+    pub fn described(said: &Baggage<'_>, identity: Identity) -> Self {
+        let empty: Arc<str> = "".into();
+        Self {
+            uid: Arc::clone(&empty),
+            name: said.workload.into(),
+            namespace: identity.namespace().into(),
+            addresses: Vec::new(),
+            hostname: Arc::clone(&empty),
+            network: Arc::clone(&empty),
+            tunnel_protocol: TunnelProtocol::Hbone,
+            identity,
+            node: empty,
+            canonical_name: said.canonical_service.into(),
+            canonical_revision: said.canonical_revision.into(),
+            workload_type: 0,
+            workload_name: said.workload.into(),
+            authorization_policies: Vec::new(),
+            healthy: true,
+            cluster_id: said.cluster.into(),
+            host_network: false,
+            locality: Locality {
+                region: said.region.into(),
+                zone: said.zone.into(),
+                subzone: "".into(),
+            },
+            capacity: 1,
+            services: Vec::new(),
+            waypoint: None,
+            network_gateway: None,
+            application_tunnel: None,
+            hbone3: false,
+        }
+    }
+
     /// Whether this is a Pod, which wins over others that hold the same address.
     fn is_pod(&self) -> bool {
         self.workload_type == mesh_proto::istio::workload::WorkloadType::Pod as i32

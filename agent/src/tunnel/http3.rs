@@ -46,7 +46,7 @@ impl Connection {
         let chain = chain.as_deref().map(Vec::as_slice);
         let expiry = shared.credentials().map(|credentials| credentials.not_after);
         Ok(Rc::new(Self {
-            link: Link::new(chain, quic.remote_address(), Transport::Hbone3, expiry)?,
+            link: Link::new(chain, quic.remote_address(), Transport::Hbone3, expiry)?.reached_at(quic.local_ip()),
             quic,
             next_request: Cell::new(0),
             doubtful: watch::Sender::new(None),

@@ -1,7 +1,7 @@
 //! What every tunnel has, whatever carries it: a verified peer, a time when its certificates end, and streams that use it.
 
 use std::cell::Cell;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -48,6 +48,7 @@ impl Link {
             serial: certificate.serial,
             spki_sha256: certificate.spki_sha256,
             transport,
+            reached: None,
         };
         tracing::debug!(target: "mesh_agent::tunnel", peer = %peer.identity, address = %peer.address, transport = transport.name(), "tunnel open");
         Ok(Self {
@@ -57,6 +58,12 @@ impl Link {
             in_use: Rc::new(Use),
             last_used: Cell::new(Instant::now()),
         })
+    }
+
+    /// With our own address that the peer dialled.
+    pub(super) fn reached_at(mut self, address: Option<IpAddr>) -> Self {
+        self.peer.reached = address.map(|address| address.to_canonical());
+        self
     }
 
     /// Whether a new stream may be opened or taken.

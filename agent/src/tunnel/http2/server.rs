@@ -81,6 +81,7 @@ async fn handshake(shared: &Shared, stream: TcpStream) -> Result<(Wire, Link), F
     let stream = stream.map_err(|error| tls_failure(address, &error))?;
     let chain = stream.get_ref().1.peer_certificates();
     let link = Link::new(chain, address, Transport::Hbone, Some(credentials.not_after))?;
+    let link = link.reached_at(stream.get_ref().0.local_addr().ok().map(|local| local.ip()));
     let connection = server_settings(&shared.config.tunnel).handshake(stream).await;
     Ok((connection.map_err(|error| lost(&error))?, link))
 }
