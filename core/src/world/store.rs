@@ -9,6 +9,7 @@ use ipnet::IpNet;
 
 use super::bucket::{Bucket, Entry};
 use super::{Delta, Revocation, Service, ServiceKey, TunnelProtocol, Workload, preferred};
+use crate::identity::Identity;
 use crate::policy::{Policy, Scope};
 
 /// An index of two steps, so that a look-up borrows its key.
@@ -86,11 +87,14 @@ impl World {
 
     /// The best workload that holds an address (Pod+HBONE > Pod > HBONE > other; never a HOST_NETWORK one).
     pub fn workload_at(&self, network: &str, address: IpAddr) -> Option<&Arc<Workload>> {
-        self.by_address
-            .get(network)?
-            .get(&address.to_canonical())?
-            .as_slice()
-            .first()
+        self.workloads_at(network, address).next()
+    }
+
+    /// All workloads that hold an address, the best first.
+    pub fn workloads_at(&self, network: &str, address: IpAddr) -> impl Iterator<Item = &Arc<Workload>> {
+        let held = self.by_address.get(network);
+        let bucket = held.and_then(|held| held.get(&address.to_canonical()));
+        bucket.into_iter().flat_map(|bucket| bucket.as_slice())
     }
 
     /// A workload by namespace and name (an agent finds itself so).
@@ -156,6 +160,15 @@ impl World {
         self.global
             .values()
             .chain(self.by_namespace.get(namespace).into_iter().flat_map(OrdMap::values))
+    }
+
+    /// Whether `identity` is one that `workload` may show: its own, or one of a service that it serves.
+    pub fn names(&self, workload: &Workload, identity: &Identity) -> bool {
+        let services = workload.services.iter().filter_map(|(key, _)| self.service(key));
+        workload.identity == *identity
+            || services
+                .flat_map(|service| &service.subject_alt_names)
+                .any(|also| also == identity)
     }
 
     /// Whether a certificate was revoked. Leading zeros of the serial do not count.
