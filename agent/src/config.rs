@@ -128,6 +128,8 @@ pub struct Tunnel {
     pub transport: Preference,
     /// Trust domains other than our own whose members may connect.
     pub trust_domain_aliases: Vec<String>,
+    /// Certificate revocation lists, PEM or DER; empty: none. Read again when it changes.
+    pub crl_file: PathBuf,
     /// Handshakes under way at a time; above a quarter of it QUIC Retry is demanded.
     pub max_handshakes: usize,
     /// Streams that a peer may have open.
@@ -152,6 +154,7 @@ impl Default for Tunnel {
             listen: SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), 15008),
             transport: Preference::Auto,
             trust_domain_aliases: Vec::new(),
+            crl_file: PathBuf::new(),
             max_handshakes: 1024,
             max_streams: 4096,
             max_tunnels_per_peer: 32,

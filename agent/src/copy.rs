@@ -62,7 +62,7 @@ impl Count {
         total.saturating_sub(self.told.swap(total, Ordering::Relaxed))
     }
 
-    fn add(&self, bytes: usize) {
+    pub(crate) fn add(&self, bytes: usize) {
         self.total.fetch_add(bytes as u64, Ordering::Relaxed);
     }
 }

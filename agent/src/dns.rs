@@ -9,7 +9,7 @@ use std::cell::RefCell;
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::{Buf, Bytes, BytesMut};
 use mesh_core::dns::{Action, View, decide, servfail};
@@ -20,6 +20,7 @@ use crate::capture::{Flow, Replies};
 use crate::config;
 use crate::copy::{Sink, Source};
 use crate::failure::Failure;
+use crate::metrics::dns::Query;
 use crate::shared::Shared;
 pub use lookup::Lookup;
 pub use resolv::{ResolvConf, ResolvFile};
@@ -52,6 +53,7 @@ impl Resolver {
 
     /// One captured datagram.
     pub async fn datagram(self, key: FlowKey, query: Bytes, replies: Replies) {
+        let counted = self.count(&query, "udp");
         let answer = match self.decide(&query, UDP) {
             Action::Answer(answer) => Some(answer),
             Action::Drop => None,
@@ -59,9 +61,10 @@ impl Resolver {
             Action::Forward => match self.under_way.clone().try_acquire_owned() {
                 Ok(_permit) => {
                     let mark = self.shared.config.capture.mark;
-                    forward::udp(&query, &self.upstreams(), mark)
-                        .await
-                        .or_else(|| servfail(&query))
+                    let started = Instant::now();
+                    let answer = forward::udp(&query, &self.upstreams(), mark).await;
+                    counted.forwarded(started.elapsed(), answer.is_some());
+                    answer.or_else(|| servfail(&query))
                 }
                 Err(_) => None,
             },
@@ -101,17 +104,26 @@ impl Resolver {
     }
 
     async fn answer_stream(&self, query: &[u8]) -> Option<Vec<u8>> {
+        let counted = self.count(query, "tcp");
         match self.decide(query, TCP) {
             Action::Answer(answer) => Some(answer),
             Action::Drop => None,
             Action::Forward => {
                 let _permit = self.under_way.clone().try_acquire_owned().ok()?;
                 let mark = self.shared.config.capture.mark;
-                forward::tcp(query, &self.upstreams(), mark)
-                    .await
-                    .or_else(|| servfail(query))
+                let started = Instant::now();
+                let answer = forward::tcp(query, &self.upstreams(), mark).await;
+                counted.forwarded(started.elapsed(), answer.is_some());
+                answer.or_else(|| servfail(query))
             }
         }
+    }
+
+    fn count(&self, query: &[u8], protocol: &'static str) -> Query {
+        let own = self.shared.own_workload(&self.shared.world());
+        let query = Query::new(query, protocol, own.as_deref());
+        query.received();
+        query
     }
 
     fn decide(&self, query: &[u8], most: usize) -> Action {

@@ -1,4 +1,5 @@
-//! Why a flow ended, as one type: its label in logs and metrics, and what the application sees.
+//! Why a flow ended, as one type: its label in logs and metrics, and what the application sees. The texts begin as ztunnel's
+//! do, so that what was written to find one in a log finds the other.
 
 use std::sync::Arc;
 
@@ -7,9 +8,10 @@ use mesh_core::engine::Refusal;
 use mesh_core::inbound::TargetRefusal;
 use mesh_core::outbound::RouteFailure;
 use mesh_core::policy::Denial;
-use mesh_core::world::World;
 
 use crate::flows::Facts;
+use crate::metrics;
+use crate::tls::{Revoked, RevokedBy};
 
 /// Why a flow ended otherwise than by both sides finishing.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -23,14 +25,20 @@ pub enum Failure {
     /// The far side could not be reached in time.
     #[error("connection timed out: {0}")]
     Timeout(String),
+    /// The tunnel port of the far side did not answer in time.
+    #[error("connection timed out, maybe a NetworkPolicy is blocking HBONE port 15008: {0}")]
+    TunnelTimeout(String),
     /// No path to the far side.
     #[error("unreachable: {0}")]
     Unreachable(String),
     /// The TLS handshake failed, or the certificate did not show the identity that was demanded.
-    #[error("tls: {0}")]
+    #[error("tls error: {0}")]
     Tls(String),
+    /// The far side does not speak HTTP as a tunnel must.
+    #[error("http handshake failed: the peer broke the protocol: {0}")]
+    Protocol(String),
     /// The far side answered the CONNECT with this status; the second part names the policy, if it said so.
-    #[error("http status: {status}{}", .reason.as_ref().map(|r| format!(" ({r})")).unwrap_or_default())]
+    #[error("http status: {}{}", status_text(*.status), .reason.as_ref().map(|r| format!(" ({r})")).unwrap_or_default())]
     Status { status: u16, reason: Option<String> },
     /// Our own policies deny it.
     #[error("connection closed due to policy rejection: {}", denial_text(.0))]
@@ -39,13 +47,23 @@ pub enum Failure {
     #[error("connection closed due to policy change: {}", denial_text(.0))]
     PolicyChange(Denial),
     /// The peer's certificate was revoked.
-    #[error("the peer's certificate was revoked")]
+    #[error("connection closed: peer certificate revoked")]
     Revoked,
+    /// The peer says that ours was.
+    #[error("connection closed: the peer refuses this machine's certificate as revoked; join again with a new token")]
+    RevokedHere,
+    /// The world gives the peer's address to another identity by now.
+    #[error("connection closed: {peer} is {now} now and not {then} any more")]
+    Replaced {
+        peer: std::net::SocketAddr,
+        now: String,
+        then: String,
+    },
     /// The far side cut a live flow because its policy changed (the fixed code); the policy's name where our world tells it.
     #[error("connection closed by the far side due to policy change: {}", .0.as_deref().unwrap_or("unknown policy"))]
     PolicyChangeRemote(Option<String>),
     /// The CONNECT target is not ours.
-    #[error("{0}")]
+    #[error("{}{}", target_family(.0), .0)]
     Target(#[from] TargetRefusal),
     /// The application on this machine reset the flow.
     #[error("reset by the application")]
@@ -63,7 +81,7 @@ pub enum Failure {
     #[error("limit reached: {0}")]
     Limit(&'static str),
     /// We have no certificate (yet).
-    #[error("no certificate yet")]
+    #[error("identity error: there is no certificate yet")]
     NoCertificate,
     /// The agent is stopping.
     #[error("the agent is stopping")]
@@ -71,6 +89,19 @@ pub enum Failure {
     /// An IO error of this machine.
     #[error("{0}")]
     Io(Arc<std::io::Error>),
+}
+
+fn status_text(status: u16) -> String {
+    // With its name, as in "503 Service Unavailable".
+    http::StatusCode::from_u16(status).map_or_else(|_| status.to_string(), |status| status.to_string())
+}
+
+fn target_family(refusal: &TargetRefusal) -> &'static str {
+    match refusal {
+        TargetRefusal::NotOurAddress(_) => "ip mismatch: ",
+        TargetRefusal::Unparsable(_) => "invalid CONNECT address: ",
+        _ => "",
+    }
 }
 
 /// The policies that a denial names, comma separated, as `namespace/name`; what is missing is said in words.
@@ -86,8 +117,8 @@ pub fn denial_policies(denial: &Denial) -> String {
 /// A denial in words, with the policies that it names.
 pub fn denial_text(denial: &Denial) -> String {
     match denial {
-        Denial::Explicit(key) => format!("explicitly denied by {key}"),
-        Denial::NotAllowed(_) => format!("allow policies exist, but none matched: {}", denial_policies(denial)),
+        Denial::Explicit(key) => format!("explicitly denied by: {key}"),
+        Denial::NotAllowed(_) => format!("allow policies exist, but none allowed: {}", denial_policies(denial)),
         Denial::MissingPolicy(_) | Denial::NotSynced => denial_policies(denial),
     }
 }
@@ -114,18 +145,18 @@ impl Failure {
         }
     }
 
-    /// Istio's `response_flags`.
+    /// Istio's `response_flags`, as ztunnel gives them; `-` is an end that is nobody's failure.
     pub fn response_flags(&self) -> &'static str {
         match self {
             Self::Denied(_) | Self::PolicyChange(_) | Self::PolicyChangeRemote(_) => "DENY",
             Self::Status { status: 401, .. } => "DENY",
             Self::Tls(_) => "TLS_FAILURE",
-            Self::Revoked => "CERT_REVOKED",
+            Self::Protocol(_) => "H2_HANDSHAKE_FAILURE",
+            Self::TunnelTimeout(_) => "NETWORK_POLICY",
+            Self::Revoked | Self::RevokedHere => "CERT_REVOKED",
             Self::NoCertificate => "IDENTITY_ERROR",
-            Self::Route(_) | Self::Refused(_) | Self::Timeout(_) | Self::Unreachable(_) | Self::Status { .. } => {
-                "CONNECT"
-            }
-            _ => "-",
+            Self::Stopping => "-",
+            _ => "CONNECT",
         }
     }
 
@@ -143,14 +174,19 @@ impl Failure {
         }
     }
 
-    /// A tunnel that was lost because its peer was revoked is named so, whichever part noticed first.
+    /// A live flow ended so. When its tunnel was lost because the peer was revoked it is named so, whichever part noticed
+    /// first; and counted, when a CRL said it.
     #[must_use]
-    pub fn or_revoked(self, world: &World, facts: &Facts) -> Self {
-        let revoked = |(serial, spki): &(Vec<u8>, [u8; 32])| world.is_revoked(serial, spki);
-        match self {
-            Self::TunnelLost(_) if facts.peer_certificate.as_ref().is_some_and(revoked) => Self::Revoked,
-            other => other,
+    pub fn or_revoked(self, revoked: &Revoked, facts: &Facts) -> Self {
+        let (Self::TunnelLost(_) | Self::Revoked) = self else {
+            return self;
+        };
+        match facts.peer_certificate.as_ref().and_then(|peer| revoked.by(peer)) {
+            None => return self,
+            Some(RevokedBy::Crl) => metrics::crl_rejected(facts.direction),
+            Some(RevokedBy::ControlPlane) => {}
         }
+        Self::Revoked
     }
 
     /// The policy that caused it, where it is known.
@@ -163,14 +199,22 @@ impl Failure {
         }
     }
 
+    /// Whether it was over before there was anybody to be asked.
+    pub fn is_early(&self) -> bool {
+        matches!(self, Self::Route(_) | Self::Target(_) | Self::NoCertificate)
+    }
+
     /// Whether another endpoint may be tried while nothing was sent.
     pub fn is_retryable(&self) -> bool {
         matches!(
             self,
             Self::Refused(_)
                 | Self::Timeout(_)
+                | Self::TunnelTimeout(_)
                 | Self::Unreachable(_)
                 | Self::Tls(_)
+                | Self::Protocol(_)
+                | Self::Revoked
                 | Self::TunnelLost(_)
                 | Self::PeerReset(_)
                 | Self::Status { status: 503, .. }

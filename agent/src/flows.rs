@@ -12,6 +12,7 @@ use tokio::sync::oneshot;
 
 use crate::copy::Count;
 use crate::failure::Failure;
+use crate::tls::PeerCertificate;
 
 /// Which side's application opened the flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -21,6 +22,16 @@ pub enum Direction {
     Outbound,
     /// A peer's.
     Inbound,
+}
+
+impl Direction {
+    /// As logs and metrics name it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Outbound => "outbound",
+            Self::Inbound => "inbound",
+        }
+    }
 }
 
 /// What carries a flow.
@@ -74,12 +85,16 @@ pub struct Facts {
     /// The tunnel peer's address.
     pub hbone: Option<SocketAddr>,
     pub service: Option<ServiceKey>,
+    /// The service's short name; that of its object, not the first part of its hostname.
+    pub service_name: Option<Arc<str>>,
     pub source_workload: Option<Arc<Workload>>,
     pub destination_workload: Option<Arc<Workload>>,
     pub source_identity: Option<Identity>,
     pub destination_identity: Option<Identity>,
-    /// Serial and SPKI SHA-256 of the peer's certificate.
-    pub peer_certificate: Option<(Vec<u8>, [u8; 32])>,
+    /// Outbound: the workload at the tunnel peer's address, when the world named the peer's identity for it.
+    pub endpoint: Option<Arc<Workload>>,
+    /// The peer's, which may be revoked while the flow lives.
+    pub peer_certificate: Option<Arc<PeerCertificate>>,
 }
 
 /// One live flow, as others see it.

@@ -35,6 +35,8 @@ pub async fn serve(shared: Arc<Shared>, request: Request) {
     };
     facts.destination = delivery.judged;
     facts.service.clone_from(&delivery.service);
+    let service = facts.service.as_ref().and_then(|key| world.service(key));
+    facts.service_name = service.map(|service| service.name.clone());
     // Registered first and judged after, so that no change of policy falls between.
     let mut registered = shared.flows.register(facts.clone());
     if let Err(failure) = judge(&shared, &facts) {
@@ -50,7 +52,7 @@ pub async fn serve(shared: Arc<Shared>, request: Request) {
     };
     access::opened(registered.id, &facts);
     let failure = carry(own.as_deref(), request, application, &mut registered).await.err();
-    let failure = failure.map(|failure| failure.or_revoked(&shared.world(), &facts));
+    let failure = failure.map(|failure| failure.or_revoked(&shared.revoked, &facts));
     let (forth, back) = (&registered.forth, &registered.back);
     access::closed(registered.id, &facts, forth, back, started.elapsed(), failure.as_ref());
 }
@@ -168,11 +170,13 @@ fn facts(shared: &Shared, world: &World, request: &Request, own: Option<Arc<Work
         original: None,
         hbone: Some(SocketAddr::new(local, shared.config.tunnel.listen.port())),
         service: None,
+        service_name: None,
         source_workload: caller(shared, world, request),
         destination_workload: own,
         source_identity: Some(peer.identity.clone()),
         destination_identity: shared.credentials().map(|credentials| credentials.identity.clone()),
-        peer_certificate: Some((peer.serial.clone(), peer.spki_sha256)),
+        endpoint: None,
+        peer_certificate: Some(peer.certificate.clone()),
     }
 }
 
@@ -223,34 +227,52 @@ fn answer(failure: &Failure) -> ResponseHead {
     }
 }
 
-/// Judges live flows again whenever the world changes, and cuts what may not be any more.
+/// Judges live flows again whenever the world or a CRL changes, and cuts what may not be any more.
 pub async fn recheck(shared: Arc<Shared>) {
-    let mut world = shared.world.clone();
-    while world.changed().await.is_ok() {
-        let now = world.borrow_and_update().clone();
+    let mut revoked = shared.revoked.clone();
+    while revoked.changed().await.is_ok() {
+        let now = shared.world();
         let own = shared.own_workload(&now);
-        let cut = shared.flows.cut_where(|facts| verdict(&now, own.as_deref(), facts));
+        let cut = shared.flows.cut_where(|facts| {
+            let peer = facts.peer_certificate.as_ref();
+            if peer.is_some_and(|peer| shared.revoked.by(peer).is_some()) {
+                return Some(Failure::Revoked);
+            }
+            match facts.direction {
+                Direction::Inbound => forbidden(&now, own.as_deref(), facts),
+                Direction::Outbound => replaced(&now, facts),
+            }
+        });
         if cut > 0 {
             tracing::info!(target: "mesh_agent::inbound", cut, "live flows were cut: policy, attachment or revocation changed");
         }
     }
 }
 
-fn verdict(world: &World, own: Option<&Workload>, facts: &Facts) -> Option<Failure> {
-    if facts
-        .peer_certificate
-        .as_ref()
-        .is_some_and(|(serial, spki)| world.is_revoked(serial, spki))
-    {
-        return Some(Failure::Revoked);
-    }
+fn forbidden(world: &World, own: Option<&Workload>, facts: &Facts) -> Option<Failure> {
     // Without a record of our own for a moment (the control plane restarts) what lives goes on.
-    let own = own.filter(|_| facts.direction == Direction::Inbound)?;
-    match authorize(world, own, &connection(facts)).decision {
+    match authorize(world, own?, &connection(facts)).decision {
         Decision::Denied(denial) => Some(Failure::PolicyChange(denial)),
         Decision::Allowed { .. } => None,
     }
 }
 
+/// The peer was right when it was dialled; it is not when its address is somebody else's by now. An address that is nobody's
+/// any more may be back in a moment, and proves nothing.
+fn replaced(world: &World, facts: &Facts) -> Option<Failure> {
+    let (endpoint, peer) = (facts.endpoint.as_ref()?, facts.hbone?);
+    let then = facts.destination_identity.as_ref()?;
+    let holders = || world.workloads_at(&endpoint.network, peer.ip());
+    let now = holders().next()?;
+    (!holders().any(|one| world.names(one, then))).then(|| Failure::Replaced {
+        peer,
+        now: now.identity.to_string(),
+        then: then.to_string(),
+    })
+}
+
 /// Time to answer a refused request.
 const ANSWER: Duration = Duration::from_secs(5);
+
+#[cfg(test)]
+mod tests;

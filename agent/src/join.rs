@@ -43,6 +43,19 @@ pub struct Membership {
     pub ca_pins: Vec<String>,
 }
 
+impl Membership {
+    /// The SPIFFE ID as which we joined.
+    pub fn identity(&self) -> String {
+        let Self {
+            trust_domain,
+            namespace,
+            service_account,
+            ..
+        } = self;
+        format!("spiffe://{trust_domain}/ns/{namespace}/sa/{service_account}")
+    }
+}
+
 /// The long-lived key of this machine.
 #[derive(Debug)]
 pub struct HostKey(rcgen::KeyPair);

@@ -18,6 +18,7 @@ pub mod channel;
 pub mod cli;
 pub mod config;
 pub mod copy;
+pub mod crl;
 pub mod dns;
 pub mod failure;
 pub mod flows;

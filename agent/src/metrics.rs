@@ -1,12 +1,18 @@
-//! Every metric, declared once: Istio's TCP metrics with their labels (as ztunnel does it), and our own health.
+//! Every metric, declared once: ztunnel's, by their names and labels, and our own health.
 
-use std::sync::Arc;
+pub mod dns;
+mod process;
+pub mod xds;
+
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use anyhow::Context as _;
 use mesh_core::world::Workload;
 use metrics::{Label, counter, describe_counter, describe_gauge, gauge};
-use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
+use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
+use metrics_util::MetricKindMask;
 
 use crate::capture::Stats;
 use crate::certs::unix;
@@ -16,9 +22,24 @@ use crate::flows::{Direction, Facts, Flows};
 
 /// Installs the recorder; the handle renders what `/metrics` shows.
 pub fn install() -> anyhow::Result<PrometheusHandle> {
-    let handle = PrometheusBuilder::new()
+    let handle = builder()?
         .install_recorder()
         .context("installing the metrics recorder")?;
+    describe();
+    Ok(handle)
+}
+
+fn builder() -> anyhow::Result<PrometheusBuilder> {
+    // Peers come and go: a series that nobody added to for a day is forgotten, so that their number stays bounded.
+    let builder = PrometheusBuilder::new().idle_timeout(MetricKindMask::COUNTER, Some(FORGET));
+    let duration = Matcher::Full(dns::DURATION.into());
+    Ok(builder.set_buckets_for_metric(duration, &dns::BUCKETS)?)
+}
+
+fn describe() {
+    dns::describe();
+    xds::describe();
+    process::describe();
     describe_counter!(OPENED, "TCP connections opened");
     describe_counter!(CLOSED, "TCP connections closed");
     describe_counter!(FAILED, "TCP connections that failed");
@@ -29,6 +50,11 @@ pub fn install() -> anyhow::Result<PrometheusHandle> {
         DRY_RUN,
         "Connections that a dry-run policy would have denied, by policy"
     );
+    describe_counter!(
+        CRL,
+        "Connections that were refused or cut because a CRL names the peer's certificate"
+    );
+    describe_gauge!(SOCKETS, "Live flows, by the side that we are on");
     describe_gauge!("mesh_agent_flows", "Live flows");
     describe_gauge!("mesh_agent_xds_connected", "1 while the control plane's stream is up");
     describe_gauge!(
@@ -36,7 +62,6 @@ pub fn install() -> anyhow::Result<PrometheusHandle> {
         "Seconds until the certificate expires"
     );
     gauge!("istio_build", "component" => "mesh-agent", "tag" => env!("CARGO_PKG_VERSION")).set(1.0);
-    Ok(handle)
 }
 
 /// A flow was opened.
@@ -49,15 +74,36 @@ pub fn closed(facts: &Facts, forth: &Count, back: &Count, failure: Option<&Failu
     let labels = labels(facts, failure);
     counter!(CLOSED, labels.clone()).increment(1);
     bytes(&labels, forth.fresh(), back.fresh());
-    if failure.is_some() {
+    if failure.is_some_and(|failure| failure.response_flags() != "-") {
         counter!(FAILED, labels).increment(1);
     }
     if let Some(policy) = failure.and_then(Failure::policy) {
-        let direction = match facts.direction {
-            Direction::Outbound => "outbound",
-            Direction::Inbound => "inbound",
-        };
-        counter!(DENIALS, "direction" => direction, "policy" => policy).increment(1);
+        let direction = facts.direction.name();
+        counter!(DENIALS, "direction" => direction, "policy" => bounded(policy)).increment(1);
+    }
+}
+
+/// A CRL names the certificate of a peer, at whose handshake or under whose flow.
+pub fn crl_rejected(direction: Direction) {
+    counter!(CRL, "reporter" => reporter(direction)).increment(1);
+}
+
+/// Names of policies come from peers, too (in a refusal): above so many different ones all are `other`.
+fn bounded(policy: String) -> String {
+    static SEEN: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
+    let mut seen = SEEN.lock().unwrap_or_else(PoisonError::into_inner);
+    if policy.len() > MAX_NAME || (seen.len() >= MAX_POLICIES && !seen.contains(&policy)) {
+        return "other".into();
+    }
+    seen.insert(policy.clone());
+    policy
+}
+
+/// Istio's name of the side that we are on.
+fn reporter(direction: Direction) -> &'static str {
+    match direction {
+        Direction::Outbound => "source",
+        Direction::Inbound => "destination",
     }
 }
 
@@ -74,11 +120,7 @@ fn bytes(labels: &[Label], forth: u64, back: u64) {
 
 /// Istio's traffic labels. What is not known is `unknown`.
 fn labels(facts: &Facts, failure: Option<&Failure>) -> Vec<Label> {
-    let reporter = match facts.direction {
-        Direction::Outbound => "source",
-        Direction::Inbound => "destination",
-    };
-    let mut labels = vec![Label::from_static_parts("reporter", reporter)];
+    let mut labels = vec![Label::from_static_parts("reporter", reporter(facts.direction))];
     let mut add = |name: &'static str, value: Option<String>| {
         let value = value
             .filter(|value| !value.is_empty())
@@ -126,8 +168,10 @@ fn labels(facts: &Facts, failure: Option<&Failure>) -> Vec<Label> {
         "destination_service_namespace",
         service.map(|key| key.namespace.to_string()),
     );
-    let short = service.and_then(|key| key.hostname.split('.').next().map(str::to_owned));
-    add("destination_service_name", short);
+    add(
+        "destination_service_name",
+        facts.service_name.as_ref().map(ToString::to_string),
+    );
     labels.push(Label::from_static_parts("request_protocol", "tcp"));
     labels.push(Label::from_static_parts(
         "response_flags",
@@ -159,6 +203,17 @@ pub fn sample(health: &Health) {
     });
     let snapshot = health.stats.snapshot();
     let counters = snapshot.counters;
+    let mut sides = [(Direction::Outbound, 0), (Direction::Inbound, 0)];
+    health.flows.for_each(|live| {
+        sides
+            .iter_mut()
+            .filter(|side| side.0 == live.facts.direction)
+            .for_each(|side| side.1 += 1);
+    });
+    for (direction, open) in sides {
+        gauge!(SOCKETS, "reporter" => reporter(direction)).set(count(open));
+    }
+    process::sample();
     gauge!("mesh_agent_flows").set(count(health.flows.len() as u64));
     gauge!("mesh_agent_engine_flows").set(count(snapshot.flows));
     counter!("mesh_agent_engine_packets_total", "direction" => "in").absolute(counters.packets_in);
@@ -185,6 +240,10 @@ fn count(number: u64) -> f64 {
     number as f64
 }
 
+const FORGET: Duration = Duration::from_secs(86_400);
+/// Different policies, and the longest name, that get a series of their own.
+const MAX_POLICIES: usize = 1024;
+const MAX_NAME: usize = 512;
 /// How often health is sampled.
 pub const SAMPLE: Duration = Duration::from_secs(5);
 const OPENED: &str = "istio_tcp_connections_opened_total";
@@ -192,6 +251,8 @@ const CLOSED: &str = "istio_tcp_connections_closed_total";
 const FAILED: &str = "istio_tcp_connections_failed_total";
 const SENT: &str = "istio_tcp_sent_bytes_total";
 const RECEIVED: &str = "istio_tcp_received_bytes_total";
+const SOCKETS: &str = "istio_tcp_sockets_open";
+const CRL: &str = "istio_crl_policy_rejections_total";
 const DENIALS: &str = "mesh_agent_denials_total";
 const DRY_RUN: &str = "mesh_agent_dry_run_denials_total";
 const SOURCE: [&str; 9] = [
@@ -216,3 +277,6 @@ const DESTINATION: [&str; 9] = [
     "destination_region",
     "destination_zone",
 ];
+
+#[cfg(test)]
+mod tests;

@@ -170,8 +170,8 @@ impl Attempts<'_> {
                 let dialled = tokio::time::timeout(limit, self.tunnels.dial(&target, &head));
                 let (end, peer) = dialled
                     .await
-                    .map_err(|_| Failure::Timeout(timeout_hint(target.peer)))??;
-                note_peer(facts, peer);
+                    .map_err(|_| Failure::TunnelTimeout(timeout_hint(target.peer)))??;
+                note_peer(facts, peer, self.world, &self.shared.membership.network);
                 Ok(Opened::Tunnel(end))
             }
             Way::Double {
@@ -183,8 +183,8 @@ impl Attempts<'_> {
                 let dialled = tokio::time::timeout(limit, self.through(&gateway, authority, identities));
                 let (end, peer) = dialled
                     .await
-                    .map_err(|_| Failure::Timeout(timeout_hint(gateway.peer)))??;
-                note_peer(facts, peer);
+                    .map_err(|_| Failure::TunnelTimeout(timeout_hint(gateway.peer)))??;
+                note_peer(facts, peer, self.world, &self.shared.membership.network);
                 Ok(Opened::Tunnel(end))
             }
         }
@@ -235,16 +235,18 @@ fn dialled(target: &outbound::Target) -> Result<SocketAddr, Failure> {
 
 fn timeout_hint(peer: SocketAddr) -> String {
     format!(
-        "{peer} did not answer in time, maybe a firewall is blocking TCP and UDP port {}",
+        "{peer} did not answer in time; are TCP and UDP port {} open to it?",
         peer.port()
     )
 }
 
-fn note_peer(facts: &mut Facts, peer: Peer) {
+fn note_peer(facts: &mut Facts, peer: Peer, world: &World, network: &str) {
+    let mut holders = world.workloads_at(network, peer.address.ip());
+    facts.endpoint = holders.find(|one| world.names(one, &peer.identity)).cloned();
     facts.transport = peer.transport;
     facts.hbone = Some(peer.address);
     facts.destination_identity = Some(peer.identity);
-    facts.peer_certificate = Some((peer.serial, peer.spki_sha256));
+    facts.peer_certificate = Some(peer.certificate);
 }
 
 /// What is known before the far side answered.
@@ -270,10 +272,12 @@ fn facts(
         original: (service.is_some() || candidate.is_none()).then_some(destination),
         hbone: tunnel,
         service: service.map(|service| service.key.clone()),
+        service_name: service.map(|service| service.name.clone()),
         source_workload: shared.own_workload(world),
         destination_workload: candidate.and_then(|candidate| candidate.workload.clone()),
         source_identity: shared.credentials().map(|credentials| credentials.identity.clone()),
         destination_identity: None,
+        endpoint: None,
         peer_certificate: None,
     }
 }
@@ -308,7 +312,7 @@ async fn carry(shared: &Arc<Shared>, flow: Flow, opened: Opened, facts: Facts) {
     let failure = match result {
         Ok(()) => None,
         Err(Failure::PolicyChangeRemote(None)) => Some(name_remote_policy(shared, &facts).await),
-        Err(failure) => Some(failure.or_revoked(&shared.world(), &facts)),
+        Err(failure) => Some(failure.or_revoked(&shared.revoked, &facts)),
     };
     let (forth, back) = (&registered.forth, &registered.back);
     access::closed(registered.id, &facts, forth, back, started.elapsed(), failure.as_ref());

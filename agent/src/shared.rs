@@ -12,6 +12,7 @@ use crate::certs::Credentials;
 use crate::config::Config;
 use crate::flows::Flows;
 use crate::join::Membership;
+use crate::tls::Revoked;
 use crate::transports::Transports;
 
 /// Shared by all tasks of both runtimes; every field is cheap to read.
@@ -21,6 +22,8 @@ pub struct Shared {
     /// Who we joined as; fixed until `leave`.
     pub membership: Membership,
     pub world: watch::Receiver<Arc<World>>,
+    /// Whose certificates are believed no more.
+    pub revoked: Revoked,
     pub credentials: watch::Receiver<Option<Arc<Credentials>>>,
     pub flows: Arc<Flows>,
     /// Whether the control plane was heard since the start.

@@ -1,6 +1,7 @@
 //! TLS of mesh tunnels: TLS 1.3, both sides with certificates, identities compared exactly, no resumption.
 
 mod peer;
+mod revoked;
 mod verify;
 
 use std::sync::Arc;
@@ -10,15 +11,11 @@ use rustls::CipherSuite;
 use rustls::crypto::CryptoProvider;
 use rustls::crypto::aws_lc_rs::{self, cipher_suite, kx_group};
 use rustls::sign::SingleCertAndKey;
-use tokio::sync::watch;
 
 use crate::certs::Credentials;
-use mesh_core::world::World;
-pub use peer::{PeerCertificate, sha256};
+pub use peer::{Issued, PeerCertificate, sha256, without_zeros};
+pub use revoked::{Revoked, RevokedBy};
 use verify::{ClientVerifier, ServerVerifier};
-
-/// The world, for revocations.
-pub type WorldWatch = watch::Receiver<Arc<World>>;
 
 /// What is spoken inside.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,11 +63,11 @@ pub fn provider() -> Arc<CryptoProvider> {
 pub fn client(
     credentials: &Credentials,
     identities: Vec<Identity>,
-    world: WorldWatch,
+    revoked: Revoked,
     alpn: Alpn,
 ) -> Result<rustls::ClientConfig, rustls::Error> {
     let provider = alpn.provider();
-    let verifier = ServerVerifier::new(credentials.roots.clone(), provider.clone(), identities, world);
+    let verifier = ServerVerifier::new(credentials.roots.clone(), provider.clone(), identities, revoked);
     let mut config = rustls::ClientConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&rustls::version::TLS13])?
         .dangerous()
@@ -87,11 +84,11 @@ pub fn client(
 pub fn server(
     credentials: &Credentials,
     trust_domains: Vec<String>,
-    world: WorldWatch,
+    revoked: Revoked,
     alpn: Alpn,
 ) -> Result<rustls::ServerConfig, rustls::Error> {
     let provider = alpn.provider();
-    let verifier = ClientVerifier::new(credentials.roots.clone(), provider.clone(), trust_domains, world)?;
+    let verifier = ClientVerifier::new(credentials.roots.clone(), provider.clone(), trust_domains, revoked)?;
     let mut config = rustls::ServerConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&rustls::version::TLS13])?
         .with_client_cert_verifier(Arc::new(verifier))

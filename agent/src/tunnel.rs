@@ -14,11 +14,13 @@ mod pool;
 mod stream;
 
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 
 use mesh_core::identity::Identity;
 use mesh_core::outbound::Quic;
 
 use crate::flows::Transport;
+use crate::tls::PeerCertificate;
 pub use dial::{Opened, Tunnels};
 pub use mesh_core::connect::{ConnectHead, ResponseHead};
 pub use stream::{Abort, AbortCode, StreamSink, StreamSource};
@@ -37,8 +39,7 @@ pub struct Target {
 pub struct Peer {
     pub identity: Identity,
     pub address: SocketAddr,
-    pub serial: Vec<u8>,
-    pub spki_sha256: [u8; 32],
+    pub certificate: Arc<PeerCertificate>,
     pub transport: Transport,
     /// Our own address that it dialled, where it was the peer who dialled.
     pub reached: Option<IpAddr>,

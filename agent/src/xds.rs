@@ -19,6 +19,7 @@ use crate::certs::{Credentials, random, root_store, unix};
 use crate::channel::{self, Trust};
 use crate::config::Config;
 use crate::join::{Membership, hostname};
+use crate::metrics::xds as metrics;
 use crate::state::{self, State};
 
 /// How the session stands.
@@ -81,6 +82,11 @@ impl Xds {
         loop {
             let ended = self.stream(&mut failures).await;
             self.save();
+            metrics::ended(match &ended {
+                Ok(()) => metrics::Ended::Complete,
+                Err(_) if self.status.borrow().connected => metrics::Ended::Error,
+                Err(_) => metrics::Ended::ConnectionError,
+            });
             let error = ended
                 .err()
                 .map_or_else(|| "the control plane closed the stream".into(), |e| format!("{e:#}"));
@@ -137,6 +143,8 @@ impl Xds {
             response.type_url.as_str(),
             type_url::AUTHORIZATION | type_url::REVOCATION
         );
+        let bytes = response.resources.iter().filter_map(|one| one.resource.as_ref());
+        metrics::message(&response.type_url, bytes.map(|any| any.value.len()).sum());
         let handled = self.session.handle(response);
         for (name, why) in &handled.rejected {
             tracing::warn!(target: "mesh_agent::xds", %name, %why, "resource rejected");

@@ -53,7 +53,7 @@ fn a_crash_under_load_leaks_nothing_and_a_restart_recovers() {
     let load = web.host.spawn(web.host.command("sh").args(["-c", &format!(
         "while :; do curl -s -o /dev/null --max-time 1 http://{vip}/ ; curl -s -o /dev/null --max-time 1 http://{}:8080/; done", orders.ip4
     )]));
-    let served = |machine: &crate::fixture::Machine| machine.log().matches("connection complete").count();
+    let served = |machine: &crate::fixture::Machine| machine.log().matches("INFO access: connection complete").count();
     wait_until(SOON, "load", || served(&web) > 20);
     web.kill();
     for _ in 0..20 {

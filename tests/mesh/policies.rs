@@ -55,7 +55,7 @@ fn a_denial_names_its_policy_on_every_surface() {
         assert!(denials.is_some(), "{}: {metrics}", machine.name);
     }
     for (source, code, words) in [
-        ("self", 5, "explicitly denied by shop/no-web"),
+        ("self", 5, "explicitly denied by: shop/no-web"),
         ("spiffe://mesh.internal/ns/shop/sa/web", 5, "shop/no-web"),
         ("spiffe://mesh.internal/ns/other/sa/guest", 0, "no policy denies it"),
         ("10.77.0.250", 0, "no identity, in plain"),

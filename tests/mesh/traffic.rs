@@ -117,9 +117,9 @@ fn a_refused_port_is_refused_and_a_dead_machine_is_not() {
     assert!(lost.is_err());
     let line = web.wait_log(&[
         "access",
-        "connection failed",
+        "connection timed out, maybe a NetworkPolicy is blocking HBONE port 15008",
         "orders.example.com",
-        "blocking UDP port 15008",
+        "UDP port 15008",
     ]);
     assert!(!line.contains("duration=\"0ms\""), "{line}");
     assert!(

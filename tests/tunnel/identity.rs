@@ -1,6 +1,7 @@
 //! Who gets a tunnel: exactly whom the world names, under our CA, today.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use mesh_agent::failure::Failure;
 use mesh_core::transport::Preference;
@@ -156,5 +157,42 @@ fn a_renewal_drops_no_stream_and_a_revocation_does() {
             dial(&tunnels, peer, &["orders"], &application).await.is_err(),
             "a revoked peer got a new tunnel"
         );
+    });
+}
+
+#[test]
+fn a_crl_ends_live_tunnels_and_lets_no_new_ones_in() {
+    over_each(async || {
+        let ca = Ca::new();
+        let (web_pem, orders_pem) = (ca.member("web"), ca.member("orders"));
+        let application = echo_server().await;
+        // Whoever of the two reads the list, the other is cut off.
+        for (inbound, revoked) in [(true, &web_pem), (false, &orders_pem)] {
+            let (web, orders) = (Member::new("web", &web_pem), Member::new("orders", &orders_pem));
+            let peer = orders.serve();
+            let tunnels = web.dialer();
+            let mut stream = dial(&tunnels, peer, &["orders"], &application).await.unwrap();
+            let reader = if inbound { &orders } else { &web };
+            reader.crls.send_replace(ca.crls(&[&ca.member("nobody")]));
+            echo(&mut stream, b"somebody else").await.unwrap();
+            reader.crls.send_replace(ca.crls(&[revoked]));
+            let read = Instant::now();
+            let end = mesh_agent::copy::Source::recv(&mut stream.source).await;
+            assert!(end.is_err(), "a revoked peer's stream lives on");
+            assert!(
+                read.elapsed() < Duration::from_secs(1),
+                "cut after {:?}",
+                read.elapsed()
+            );
+
+            let refused = dial(&tunnels, peer, &["orders"], &application).await.unwrap_err();
+            let named = match inbound {
+                true => matches!(refused, Failure::RevokedHere),
+                false => matches!(refused, Failure::Revoked),
+            };
+            assert!(named, "inbound {inbound}: {refused}");
+            reader.crls.send_replace(ca.crls(&[]));
+            dial(&tunnels, peer, &["orders"], &application).await.unwrap();
+        }
     });
 }

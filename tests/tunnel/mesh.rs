@@ -9,9 +9,11 @@ use std::time::Duration;
 use mesh_agent::certs::{Credentials, Pem};
 use mesh_agent::config::Config;
 use mesh_agent::copy::{End, Sink as _, Source as _};
+use mesh_agent::crl::Crls;
 use mesh_agent::failure::Failure;
 use mesh_agent::join::Membership;
 use mesh_agent::shared::Shared;
+use mesh_agent::tls::Revoked;
 use mesh_agent::transports::Transports;
 use mesh_agent::tunnel::{ConnectHead, StreamSink, StreamSource, Target, Tunnels, listen};
 use mesh_agent::{flows, inbound};
@@ -19,6 +21,7 @@ use mesh_core::identity::Identity;
 use mesh_core::outbound::Quic;
 use mesh_core::transport::Preference;
 use mesh_core::world::{Delta, Locality, TunnelProtocol, Workload, World};
+use rustls_pki_types::pem::PemObject as _;
 use time::OffsetDateTime;
 use tokio::sync::watch;
 use tokio::task::LocalSet;
@@ -40,6 +43,30 @@ impl Ca {
             issuer: rcgen::Issuer::new(params, key),
             pem,
         }
+    }
+
+    /// What members know after reading this CA's CRL, which names the holders of these certificates.
+    pub fn crls(&self, revoked: &[&Pem]) -> Arc<Crls> {
+        let now = OffsetDateTime::now_utc();
+        let revoked = revoked.iter().map(|pem| rcgen::RevokedCertParams {
+            serial_number: rcgen::SerialNumber::from_slice(&pem.credentials().unwrap().serial),
+            revocation_time: now,
+            reason_code: None,
+            invalidity_date: None,
+        });
+        let list = rcgen::CertificateRevocationListParams {
+            this_update: now,
+            next_update: now + time::Duration::days(1),
+            crl_number: rcgen::SerialNumber::from(1),
+            issuing_distribution_point: None,
+            revoked_certs: revoked.collect(),
+            key_identifier_method: rcgen::KeyIdMethod::Sha256,
+        };
+        let list = list.signed_by(&self.issuer).unwrap();
+        let anchor = rustls_pki_types::CertificateDer::from_pem_slice(self.pem.as_bytes()).unwrap();
+        let crls = Crls::default().next(list.der(), &[anchor]);
+        assert!(crls.problems.is_empty(), "{:?}", crls.problems);
+        Arc::new(crls)
     }
 
     /// A leaf of this SPIFFE ID, valid from yesterday for `days`, as PEM parts.
@@ -70,6 +97,7 @@ impl Ca {
 pub struct Member {
     pub shared: Arc<Shared>,
     pub world: watch::Sender<Arc<World>>,
+    pub crls: watch::Sender<Arc<Crls>>,
     pub credentials: watch::Sender<Option<Arc<Credentials>>>,
 }
 
@@ -90,9 +118,11 @@ impl Member {
             ..Delta::default()
         });
         let (world, world_watch) = watch::channel(Arc::new(world));
+        let (crls, crls_watch) = watch::channel(Arc::default());
         let (credentials, credentials_watch) = watch::channel(Some(Arc::new(pem.credentials().unwrap())));
         let shared = Shared {
             membership: membership(name),
+            revoked: Revoked::new(world_watch.clone(), crls_watch),
             world: world_watch,
             credentials: credentials_watch,
             flows: Arc::<flows::Flows>::default(),
@@ -103,6 +133,7 @@ impl Member {
         Self {
             shared: Arc::new(shared),
             world,
+            crls,
             credentials,
         }
     }
@@ -221,7 +252,8 @@ pub fn run(test: impl AsyncFnOnce()) {
     LocalSet::new().block_on(&runtime, test());
 }
 
-fn workload(name: &str) -> Workload {
+/// The record of a member.
+pub fn workload(name: &str) -> Workload {
     Workload {
         uid: format!("mesh//{name}").into(),
         name: name.into(),

@@ -5,9 +5,9 @@ use std::time::{Duration, Instant};
 use mesh_agent::copy::{Sink as _, Source as _};
 use mesh_agent::failure::Failure;
 use mesh_core::policy::{Action, Match, Policy, Scope, StringMatch};
-use mesh_core::world::Delta;
+use mesh_core::world::{Delta, Workload};
 
-use crate::mesh::{Ca, Member, dial, echo, echo_server, over_each, target};
+use crate::mesh::{Ca, Member, dial, echo, echo_server, over_each, target, workload};
 
 fn deny_web() -> Policy {
     Policy {
@@ -103,6 +103,42 @@ fn a_denial_names_its_policy_and_a_change_cuts_what_lives() {
             removed_policies: vec!["shop/no-web".into()],
             ..Delta::default()
         });
+        dial(&tunnels, peer, &["orders"], &application).await.unwrap();
+    });
+}
+
+/// What istiod does when a selector begins to fit, because the policy changed or the workload's labels did: the policy itself
+/// does not change.
+#[test]
+fn a_policy_that_is_attached_to_us_cuts_what_lives() {
+    over_each(async || {
+        let (web, orders) = pair();
+        let application = echo_server().await;
+        let peer = orders.serve();
+        let tunnels = web.dialer();
+        let selected = Policy {
+            scope: Scope::WorkloadSelector,
+            ..deny_web()
+        };
+        orders.change(Delta {
+            policies: vec![selected],
+            ..Delta::default()
+        });
+        let mut stream = dial(&tunnels, peer, &["orders"], &application).await.unwrap();
+        echo(&mut stream, b"not ours yet").await.unwrap();
+        let attach = |policies: &[&str]| Delta {
+            workloads: vec![Workload {
+                authorization_policies: policies.iter().map(|key| (*key).into()).collect(),
+                ..workload("orders")
+            }],
+            ..Delta::default()
+        };
+        orders.change(attach(&["shop/no-web"]));
+        let changed = Instant::now();
+        let end = stream.source.recv().await.unwrap_err();
+        assert!(matches!(end, Failure::PolicyChangeRemote(None)), "{end}");
+        assert!(changed.elapsed() < Duration::from_secs(1));
+        orders.change(attach(&[]));
         dial(&tunnels, peer, &["orders"], &application).await.unwrap();
     });
 }

@@ -68,7 +68,7 @@ impl Member {
             "healthy": problems.is_empty(),
             "problems": problems,
             "agent_id": membership.agent_id,
-            "identity": format!("spiffe://{}/ns/{}/sa/{}", membership.trust_domain, membership.namespace, membership.service_account),
+            "identity": membership.identity(),
             "workload": format!("{}/{}", membership.namespace, membership.workload_name),
             "address": membership.address,
             "control": {
@@ -90,11 +90,31 @@ impl Member {
                 "rejected": xds.rejected.iter().map(|(name, why)| json!({"name": name, "reason": why})).collect::<Vec<_>>(),
             },
             "certificate": certificate,
+            "crl": self.crls(),
             "capture": { "prefixes": *self.captured.borrow() },
             "dns": { "resolver": [self.shared.config.dns.resolver4.to_string(), self.shared.config.dns.resolver6.to_string()], "domain": membership.dns_domain },
             "transport": { "preference": self.shared.config.tunnel.transport, "peers": self.shared.transports.shown() },
             "flows": { "live": self.shared.flows.len() },
         })
+    }
+
+    /// Null without a CRL file.
+    fn crls(&self) -> Value {
+        let file = &self.shared.config.tunnel.crl_file;
+        if file.as_os_str().is_empty() {
+            return Value::Null;
+        }
+        let crls = self.shared.revoked.crls();
+        let now = unix(SystemTime::now());
+        let lists = crls.lists.iter().map(|list| {
+            json!({
+                "issuer": list.name,
+                "revoked": list.len(),
+                "next_update": list.next_update,
+                "expired": list.next_update.is_some_and(|next| next < now),
+            })
+        });
+        json!({ "file": file, "lists": lists.collect::<Vec<_>>(), "problems": crls.problems })
     }
 
     fn problems(&self, xds: &xds::Status, has_record: bool, missing: &[String]) -> Vec<String> {
@@ -111,6 +131,8 @@ impl Member {
                 missing.join(", ")
             ));
         }
+        let crls = self.shared.revoked.crls();
+        problems.extend(crls.problems.iter().map(|problem| format!("CRL: {problem}")));
         match self.shared.credentials() {
             None => problems.push("there is no usable certificate".into()),
             Some(credentials) if credentials.not_after <= SystemTime::now() => {

@@ -14,9 +14,10 @@ use tokio::task::JoinSet;
 
 use super::shard::Shard;
 use crate::admin::status;
-use crate::certs::{Pem, Renewal, root_store};
+use crate::certs::{Credentials, Pem, Renewal, root_store};
 use crate::channel::{self, Trust};
 use crate::config::Config;
+use crate::crl::{CrlFile, Crls};
 use crate::flows::Flows;
 use crate::join::Membership;
 use crate::kernel::Kernel;
@@ -24,6 +25,7 @@ use crate::pulse::Pulse;
 use crate::ready::{Pending, Ready};
 use crate::shared::Shared;
 use crate::state::State;
+use crate::tls::Revoked;
 use crate::transports::Transports;
 use crate::tun::Tun;
 use crate::xds::{self, Xds};
@@ -62,10 +64,12 @@ impl Member {
         let credentials = pem.credentials().context("reading the certificate of this machine")?;
         let (publish, credentials) = watch::channel(Some(Arc::new(credentials)));
         let (xds, world, xds_status) = Xds::new(config.clone(), membership.clone(), state.clone(), credentials.clone());
+        let (crl_file, crls) = open_crl_file(config, &credentials);
         let shared = Arc::new(Shared {
             config: config.clone(),
             membership: membership.clone(),
             world: world.clone(),
+            revoked: Revoked::new(world.clone(), crls),
             credentials,
             flows: Arc::<Flows>::default(),
             settled: AtomicBool::new(false),
@@ -90,6 +94,9 @@ impl Member {
         };
         tasks.spawn(renewal.run());
         tasks.spawn(inbound::recheck(shared.clone()));
+        if let Some(file) = crl_file {
+            tasks.spawn(file.run());
+        }
         tasks.spawn(become_ready(world, waiting));
         tasks.spawn(sample(shared.clone(), shard.stats.clone(), xds_status.clone()));
         Ok(Self {
@@ -162,6 +169,19 @@ impl Member {
             .context("stopping the data plane")?;
         Ok(())
     }
+}
+
+/// The CRLs, and the task that follows their file when the settings name one.
+fn open_crl_file(
+    config: &Config,
+    credentials: &watch::Receiver<Option<Arc<Credentials>>>,
+) -> (Option<CrlFile>, watch::Receiver<Arc<Crls>>) {
+    let path = &config.tunnel.crl_file;
+    if path.as_os_str().is_empty() {
+        return (None, watch::channel(Arc::default()).1);
+    }
+    let (file, crls) = CrlFile::open(path.clone(), credentials.clone());
+    (Some(file), crls)
 }
 
 /// Netlink and nft calls block.

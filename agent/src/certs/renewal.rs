@@ -137,12 +137,9 @@ impl Renewal {
         };
         let mut pem = Pem::from_response(key, chain)?;
         let fresh = pem.credentials().context("the control plane's answer")?;
-        if *self.identity() != fresh.identity.to_string() {
-            anyhow::bail!(
-                "the control plane signed for {} instead of {}",
-                fresh.identity,
-                self.identity()
-            );
+        let expected = self.membership.identity();
+        if expected != fresh.identity.to_string() {
+            anyhow::bail!("the control plane signed for {} instead of {expected}", fresh.identity);
         }
         // Anchors that are held stay until the trust bundle says otherwise.
         for held in &self.pem.roots {
@@ -153,16 +150,6 @@ impl Renewal {
         self.publish(pem)?;
         tracing::info!(target: "mesh_agent::certs", recovered = expired, "certificate renewed");
         Ok(())
-    }
-
-    fn identity(&self) -> String {
-        let Membership {
-            trust_domain,
-            namespace,
-            service_account,
-            ..
-        } = &self.membership;
-        format!("spiffe://{trust_domain}/ns/{namespace}/sa/{service_account}")
     }
 
     async fn ask(&self, csr: String, credentials: Option<&Credentials>) -> anyhow::Result<Vec<String>> {

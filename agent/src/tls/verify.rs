@@ -11,7 +11,9 @@ use rustls::server::{ParsedCertificate, WebPkiClientVerifier};
 use rustls::{CertificateError, DigitallySignedStruct, DistinguishedName, Error, RootCertStore, SignatureScheme};
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 
-use super::{PeerCertificate, WorldWatch};
+use super::{PeerCertificate, Revoked, RevokedBy};
+use crate::flows::Direction;
+use crate::metrics;
 
 /// On the dialling side: one of the identities that the world gives for that endpoint, exactly.
 #[derive(Debug)]
@@ -19,7 +21,7 @@ pub(super) struct ServerVerifier {
     roots: Arc<RootCertStore>,
     provider: Arc<CryptoProvider>,
     identities: Vec<Identity>,
-    world: WorldWatch,
+    revoked: Revoked,
 }
 
 impl ServerVerifier {
@@ -27,13 +29,13 @@ impl ServerVerifier {
         roots: Arc<RootCertStore>,
         provider: Arc<CryptoProvider>,
         identities: Vec<Identity>,
-        world: WorldWatch,
+        revoked: Revoked,
     ) -> Self {
         Self {
             roots,
             provider,
             identities,
-            world,
+            revoked,
         }
     }
 }
@@ -50,7 +52,7 @@ impl ServerCertVerifier for ServerVerifier {
         let certificate = ParsedCertificate::try_from(end_entity)?;
         let algorithms = self.provider.signature_verification_algorithms.all;
         verify_server_cert_signed_by_trust_anchor(&certificate, &self.roots, intermediates, now, algorithms)?;
-        let peer = peer(end_entity, &self.world)?;
+        let peer = peer(end_entity, intermediates, &self.revoked, Direction::Outbound)?;
         if peer
             .identities
             .iter()
@@ -94,7 +96,7 @@ impl ServerCertVerifier for ServerVerifier {
 pub(super) struct ClientVerifier {
     chain: Arc<dyn ClientCertVerifier>,
     trust_domains: Vec<String>,
-    world: WorldWatch,
+    revoked: Revoked,
 }
 
 impl ClientVerifier {
@@ -102,14 +104,14 @@ impl ClientVerifier {
         roots: Arc<RootCertStore>,
         provider: Arc<CryptoProvider>,
         trust_domains: Vec<String>,
-        world: WorldWatch,
+        revoked: Revoked,
     ) -> Result<Self, Error> {
         let chain = WebPkiClientVerifier::builder_with_provider(roots, provider).build();
         let chain = chain.map_err(|error| Error::General(error.to_string()))?;
         Ok(Self {
             chain,
             trust_domains,
-            world,
+            revoked,
         })
     }
 }
@@ -126,7 +128,7 @@ impl ClientCertVerifier for ClientVerifier {
         now: UnixTime,
     ) -> Result<ClientCertVerified, Error> {
         let verified = self.chain.verify_client_cert(end_entity, intermediates, now)?;
-        let peer = peer(end_entity, &self.world)?;
+        let peer = peer(end_entity, intermediates, &self.revoked, Direction::Inbound)?;
         let ours = |identity: &Identity| {
             self.trust_domains
                 .iter()
@@ -161,12 +163,20 @@ impl ClientCertVerifier for ClientVerifier {
     }
 }
 
-fn peer(end_entity: &CertificateDer<'_>, world: &WorldWatch) -> Result<PeerCertificate, Error> {
-    let peer = PeerCertificate::parse(end_entity).ok_or(CertificateError::BadEncoding)?;
-    if world.borrow().is_revoked(&peer.serial, &peer.spki_sha256) {
-        return Err(CertificateError::Revoked.into());
+/// The peer, unless it is revoked. `direction` is that of the flows that its tunnel would carry.
+fn peer(
+    end_entity: &CertificateDer<'_>,
+    intermediates: &[CertificateDer<'_>],
+    revoked: &Revoked,
+    direction: Direction,
+) -> Result<PeerCertificate, Error> {
+    let peer = PeerCertificate::parse_chain(end_entity, intermediates).ok_or(CertificateError::BadEncoding)?;
+    match revoked.by(&peer) {
+        None => return Ok(peer),
+        Some(RevokedBy::Crl) => metrics::crl_rejected(direction),
+        Some(RevokedBy::ControlPlane) => {}
     }
-    Ok(peer)
+    Err(CertificateError::Revoked.into())
 }
 
 fn identity_error(peer: &PeerCertificate, expected: &str) -> Error {

@@ -147,7 +147,7 @@ impl Tunnels {
 fn is_transport(failure: &Failure) -> bool {
     matches!(
         failure,
-        Failure::Unreachable(_) | Failure::Timeout(_) | Failure::TunnelLost(_)
+        Failure::Unreachable(_) | Failure::TunnelTimeout(_) | Failure::TunnelLost(_) | Failure::Protocol(_)
     )
 }
 
@@ -250,14 +250,14 @@ impl Attempt {
             }
             let connecting = self.tunnels.0.http3.connect(&self.credentials, &self.target);
             let connected = tokio::time::timeout(QUIC_CONNECT, connecting).await;
-            match connected.unwrap_or_else(|_| Err(Failure::Timeout(no_answer(peer)))) {
+            match connected.unwrap_or_else(|_| Err(Failure::TunnelTimeout(no_answer(peer)))) {
                 Ok(connection) => {
                     self.tunnels.shared().transports.worked(peer);
                     Ok(connection)
                 }
                 Err(failure) => {
                     self.failed(match failure {
-                        Failure::Timeout(_) => Why::NoAnswer,
+                        Failure::TunnelTimeout(_) => Why::NoAnswer,
                         _ => Why::Refused,
                     });
                     Err(failure)
@@ -278,7 +278,7 @@ fn stopped() -> Failure {
 
 fn no_answer(peer: std::net::SocketAddr) -> String {
     format!(
-        "{peer} did not answer over QUIC, maybe a firewall is blocking UDP port {}",
+        "{peer} did not answer over QUIC; is UDP port {} open to it?",
         peer.port()
     )
 }

@@ -15,6 +15,7 @@ use h2::client::SendRequest;
 use h2::{Ping, PingPong};
 use http::{HeaderMap, Method, Request, Version};
 use mesh_core::connect::{ConnectHead, ResponseHead};
+use rustls::{AlertDescription, CertificateError};
 use rustls_pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_rustls::client::TlsStream;
@@ -29,7 +30,7 @@ use crate::failure::Failure;
 use crate::flows::Transport;
 use crate::shared::Shared;
 use crate::socket;
-use crate::tls::{self, Alpn, WorldWatch};
+use crate::tls::{self, Alpn, Revoked};
 pub(super) use server::{Exchange, accept};
 pub(super) use stream::{Sink, Source};
 
@@ -63,7 +64,7 @@ impl Client {
         stream: T,
         transport: Transport,
     ) -> Result<Rc<Self>, Failure> {
-        let tls = tls::client(credentials, target.identities.clone(), shared.world.clone(), Alpn::H2);
+        let tls = tls::client(credentials, target.identities.clone(), shared.revoked.clone(), Alpn::H2);
         let tls = tls.map_err(|error| Failure::Tls(error.to_string()))?;
         let name = ServerName::try_from(SERVER_NAME).map_err(|error| Failure::Tls(error.to_string()))?;
         let handshake = tokio_rustls::TlsConnector::from(Arc::new(tls)).connect(name, stream);
@@ -83,7 +84,7 @@ impl Client {
             send: RefCell::new(Some(send)),
             closed: Cell::new(false),
         });
-        tokio::task::spawn_local(client.clone().attend(connection, shared.world.clone()));
+        tokio::task::spawn_local(client.clone().attend(connection, shared.revoked.clone()));
         Ok(client)
     }
 
@@ -137,12 +138,12 @@ impl Client {
     async fn attend<T: AsyncRead + AsyncWrite + Unpin>(
         self: Rc<Self>,
         mut connection: h2::client::Connection<TlsStream<T>, Bytes>,
-        mut world: WorldWatch,
+        mut revoked: Revoked,
     ) {
         let dead = keep_alive(connection.ping_pong());
         tokio::pin!(dead);
         let mut check = tokio::time::interval(CHECK);
-        while !self.link.is_revoked(&world) {
+        while !self.link.is_revoked(&revoked) {
             tokio::select! {
                 ended = &mut connection => {
                     if let Err(error) = ended {
@@ -151,7 +152,7 @@ impl Client {
                     break;
                 }
                 () = &mut dead => break,
-                changed = world.changed() => if changed.is_err() {
+                changed = revoked.changed() => if changed.is_err() {
                     break;
                 },
                 // Without a handle the connection ends by itself, with GOAWAY.
@@ -230,25 +231,41 @@ fn lost(error: &h2::Error) -> Failure {
     let io = error.get_io().and_then(io::Error::get_ref);
     match io.and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
         // TLS 1.3 tells a refused client certificate only after the handshake.
-        Some(tls) => Failure::Tls(tls.to_string()),
+        Some(tls) => refused(tls),
+        // Of an error that ended the connection, h2 tells every stream only the text.
+        None if error.is_io() && error.to_string().contains(REVOKED_ALERT) => Failure::RevokedHere,
+        None if error.is_io() && error.to_string().contains(ALERT) => Failure::Tls(error.to_string()),
+        // What the peer sent made no sense to us.
+        None if error.is_library() && error.is_go_away() => Failure::Protocol(error.to_string()),
         None => Failure::TunnelLost(error.to_string()),
     }
 }
 
 fn unreachable(peer: SocketAddr, error: &io::Error) -> Failure {
     match error.kind() {
-        io::ErrorKind::TimedOut => Failure::Timeout(format!("{peer} did not answer in time")),
+        io::ErrorKind::TimedOut => Failure::TunnelTimeout(format!("{peer} did not answer in time")),
         _ => Failure::Unreachable(format!("{peer}: {error}; is TCP port {} open to it?", peer.port())),
     }
 }
 
 fn tls_failure(peer: SocketAddr, error: &io::Error) -> Failure {
     match error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
-        Some(tls) => Failure::Tls(tls.to_string()),
+        Some(tls) => refused(tls),
         None => Failure::Unreachable(format!("{peer}: {error}")),
     }
 }
 
+fn refused(tls: &rustls::Error) -> Failure {
+    match tls {
+        rustls::Error::InvalidCertificate(CertificateError::Revoked) => Failure::Revoked,
+        rustls::Error::AlertReceived(AlertDescription::CertificateRevoked) => Failure::RevokedHere,
+        other => Failure::Tls(other.to_string()),
+    }
+}
+
+/// As rustls says it.
+const ALERT: &str = "received fatal alert: ";
+const REVOKED_ALERT: &str = "received fatal alert: CertificateRevoked";
 /// Not sent (no SNI) and not checked: identities are.
 const SERVER_NAME: &str = "mesh";
 /// All as ztunnel has them.

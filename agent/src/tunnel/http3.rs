@@ -23,7 +23,7 @@ use crate::copy::End;
 use crate::failure::Failure;
 use crate::flows::Transport;
 use crate::shared::Shared;
-use crate::tls::WorldWatch;
+use crate::tls::Revoked;
 pub(super) use endpoint::{Endpoint, Exchange};
 pub(super) use stream::{Sink, Source};
 
@@ -97,13 +97,13 @@ impl Connection {
 
     /// Serves what is not a request, until the connection ends: control streams, revocation, idleness; and, for a tunnel
     /// that we accepted, GOAWAY once `draining` turns true.
-    async fn attend(self: Rc<Self>, mut world: WorldWatch, mut draining: Option<watch::Receiver<bool>>) {
+    async fn attend(self: Rc<Self>, mut revoked: Revoked, mut draining: Option<watch::Receiver<bool>>) {
         let mut control = tokio::select! {
             opened = self.open_control() => opened,
             _ = self.quic.closed() => return,
         };
         let mut check = tokio::time::interval(CHECK);
-        self.close_if_revoked(&world);
+        self.close_if_revoked(&revoked);
         loop {
             tokio::select! {
                 _ = self.quic.closed() => return,
@@ -111,8 +111,8 @@ impl Connection {
                     Ok(stream) => drop(tokio::task::spawn_local(self.clone().unidirectional(stream))),
                     Err(_) => return,
                 },
-                changed = world.changed() => match changed {
-                    Ok(()) => self.close_if_revoked(&world),
+                changed = revoked.changed() => match changed {
+                    Ok(()) => self.close_if_revoked(&revoked),
                     Err(_) => return self.close(code::NO_ERROR, b"stopping"),
                 },
                 _ = check.tick() => if self.link.is_idle() {
@@ -152,8 +152,8 @@ impl Connection {
         }
     }
 
-    fn close_if_revoked(&self, world: &WorldWatch) {
-        if self.link.is_revoked(world) {
+    fn close_if_revoked(&self, revoked: &Revoked) {
+        if self.link.is_revoked(revoked) {
             self.close(code::REQUEST_REJECTED, REVOKED);
         }
     }
@@ -198,7 +198,7 @@ impl Heard {
 
 /// Waits for the final response; interim ones are passed over.
 async fn response(source: &mut Source) -> Result<ResponseHead, Failure> {
-    let broken = |what: &str| Failure::TunnelLost(format!("the peer broke the protocol: {what}"));
+    let broken = |what: &str| Failure::Protocol(what.into());
     for _ in 0..MAX_INTERIM {
         let Some(Frame::Headers(section)) = source.frame().await? else {
             return Err(broken("no response"));
@@ -216,7 +216,11 @@ async fn response(source: &mut Source) -> Result<ResponseHead, Failure> {
 /// Why a connection ended, in our terms.
 fn lost(error: &ConnectionError) -> Failure {
     match error {
-        ConnectionError::ApplicationClosed(closed) if closed.reason.as_ref() == REVOKED => Failure::Revoked,
+        ConnectionError::ApplicationClosed(closed) if closed.reason.as_ref() == REVOKED => Failure::RevokedHere,
+        ConnectionError::TransportError(error) if u64::from(error.code) == REVOKED_ALERT => Failure::Revoked,
+        ConnectionError::ConnectionClosed(closed) if u64::from(closed.error_code) == REVOKED_ALERT => {
+            Failure::RevokedHere
+        }
         ConnectionError::TimedOut => Failure::TunnelLost("the peer does not answer any more".into()),
         ConnectionError::TransportError(error) if is_tls(error.code) => Failure::Tls(error.to_string()),
         ConnectionError::ConnectionClosed(closed) if is_tls(closed.error_code) => Failure::Tls(closed.to_string()),
@@ -230,6 +234,8 @@ fn is_tls(code: quinn::TransportErrorCode) -> bool {
     (0x100..0x200).contains(&u64::from(code))
 }
 
+/// The TLS alert certificate_revoked (RFC 8446 6.2) as QUIC carries it (RFC 9001 4.8).
+const REVOKED_ALERT: u64 = 0x100 + 44;
 const REVOKED: &[u8] = b"certificate revoked";
 const MAX_INTERIM: usize = 8;
 /// How often a connection that we dialled is looked at.

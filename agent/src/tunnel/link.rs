@@ -3,6 +3,7 @@
 use std::cell::Cell;
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use rustls_pki_types::CertificateDer;
@@ -11,7 +12,7 @@ use tokio::sync::watch;
 use super::Peer;
 use crate::failure::Failure;
 use crate::flows::Transport;
-use crate::tls::{PeerCertificate, WorldWatch};
+use crate::tls::{PeerCertificate, Revoked};
 
 /// See the module. Lives on one shard's thread.
 #[derive(Debug)]
@@ -39,21 +40,21 @@ impl Link {
         own_expiry: Option<SystemTime>,
     ) -> Result<Self, Failure> {
         let unnamed = || Failure::Tls("the peer showed no certificate with an identity".into());
-        let leaf = chain.and_then(|chain| chain.first()).ok_or_else(unnamed)?;
-        let certificate = PeerCertificate::parse(leaf).ok_or_else(unnamed)?;
+        let (leaf, others) = chain.and_then(|chain| chain.split_first()).ok_or_else(unnamed)?;
+        let certificate = PeerCertificate::parse_chain(leaf, others).ok_or_else(unnamed)?;
+        let expires = certificate.not_after.min(own_expiry.unwrap_or(SystemTime::UNIX_EPOCH));
         let peer = Peer {
             identity: certificate.identity().cloned().ok_or_else(unnamed)?,
             // An IPv4 peer on a dual-stack socket as what it is.
             address: SocketAddr::new(address.ip().to_canonical(), address.port()),
-            serial: certificate.serial,
-            spki_sha256: certificate.spki_sha256,
+            certificate: Arc::new(certificate),
             transport,
             reached: None,
         };
         tracing::debug!(target: "mesh_agent::tunnel", peer = %peer.identity, address = %peer.address, transport = transport.name(), "tunnel open");
         Ok(Self {
             peer,
-            expires: certificate.not_after.min(own_expiry.unwrap_or(SystemTime::UNIX_EPOCH)),
+            expires,
             going_away: Cell::new(false),
             in_use: Rc::new(Use),
             last_used: Cell::new(Instant::now()),
@@ -88,12 +89,12 @@ impl Link {
     }
 
     /// Whether the peer's certificate was revoked; says so once it is.
-    pub(super) fn is_revoked(&self, world: &WorldWatch) -> bool {
-        let revoked = world.borrow().is_revoked(&self.peer.serial, &self.peer.spki_sha256);
-        if revoked {
-            tracing::warn!(target: "mesh_agent::tunnel", peer = %self.peer.identity, "certificate revoked: tunnel closed");
+    pub(super) fn is_revoked(&self, revoked: &Revoked) -> bool {
+        let by = revoked.by(&self.peer.certificate);
+        if let Some(by) = by {
+            tracing::warn!(target: "mesh_agent::tunnel", peer = %self.peer.identity, ?by, "certificate revoked: tunnel closed");
         }
-        revoked
+        by.is_some()
     }
 
     /// Whether nothing used it for so long that it may be closed.

@@ -137,7 +137,7 @@ impl Guard {
 
     /// A place for one more tunnel of this peer; says so when it has too many.
     pub(super) fn enter(&self, peer: &Peer) -> Option<Allowance> {
-        let allowance = self.peers.enter(peer.spki_sha256, Instant::now());
+        let allowance = self.peers.enter(peer.certificate.spki_sha256, Instant::now());
         if allowance.is_none() {
             tracing::info!(target: "mesh_agent::tunnel", peer = %peer.identity, address = %peer.address, "a peer has too many tunnels: one more was refused");
         }

@@ -87,12 +87,12 @@ pub enum RouteFailure {
     #[error("the service {0} has no port {1}")]
     NoSuchPort(String, u16),
     #[error(
-        "{destination} goes through the waypoint {waypoint}, which is not known, has no healthy endpoint or cannot be \
-         reached from here: see that it is deployed and ready; a waypoint is never bypassed"
+        "unknown waypoint: {waypoint} of {destination} is not known, has no healthy endpoint or cannot be reached from \
+         here: see that it is deployed and ready; a waypoint is never bypassed"
     )]
     UnknownWaypoint { destination: String, waypoint: String },
     #[error(
-        "{destination} is in the network {network:?}, to which no usable gateway is known: see that this network has a \
+        "unknown network gateway: {destination} is in the network {network:?}, to which no usable gateway is known: see that this network has a \
          Gateway of class istio-east-west or istio-remote and that the service is global"
     )]
     NoGateway { destination: String, network: String },

@@ -75,7 +75,7 @@ type Wire = Connection<TlsStream<TcpStream>, Bytes>;
 async fn handshake(shared: &Shared, stream: TcpStream) -> Result<(Wire, Link), Failure> {
     let address = stream.peer_addr()?;
     let credentials = shared.credentials().ok_or(Failure::NoCertificate)?;
-    let config = tls::server(&credentials, shared.trust_domains(), shared.world.clone(), Alpn::H2);
+    let config = tls::server(&credentials, shared.trust_domains(), shared.revoked.clone(), Alpn::H2);
     let config = config.map_err(|error| Failure::Tls(error.to_string()))?;
     let stream = tokio_rustls::TlsAcceptor::from(Arc::new(config)).accept(stream).await;
     let stream = stream.map_err(|error| tls_failure(address, &error))?;
@@ -96,11 +96,11 @@ struct Server {
 impl Server {
     /// Its requests, as many a second as the peer may make, to its end: pings, revocation, idleness, GOAWAY once we drain.
     async fn requests(self, mut wire: Wire, guard: &Guard, serve: impl Handler) {
-        let (mut world, mut draining) = (self.shared.world.clone(), Some(guard.draining()));
+        let (mut revoked, mut draining) = (self.shared.revoked.clone(), Some(guard.draining()));
         let dead = keep_alive(wire.ping_pong());
         tokio::pin!(dead);
         let mut check = tokio::time::interval(CHECK);
-        while !self.link.is_revoked(&world) {
+        while !self.link.is_revoked(&revoked) {
             tokio::select! {
                 request = wire.accept() => match request {
                     Some(Ok((request, respond))) => self.one(request, respond, &serve),
@@ -111,7 +111,7 @@ impl Server {
                     None => return,
                 },
                 () = &mut dead => return,
-                changed = world.changed() => if changed.is_err() {
+                changed = revoked.changed() => if changed.is_err() {
                     return;
                 },
                 () = drained(draining.as_mut()) => {

@@ -64,7 +64,7 @@ impl Endpoint {
         let tls = tls::client(
             credentials,
             target.identities.clone(),
-            self.shared.world.clone(),
+            self.shared.revoked.clone(),
             Alpn::H3,
         );
         let tls = tls.map_err(|error| Failure::Tls(error.to_string()))?;
@@ -79,7 +79,7 @@ impl Endpoint {
             failure => failure,
         })?;
         let connection = Connection::new(quic, &self.shared)?;
-        tokio::task::spawn_local(connection.clone().attend(self.shared.world.clone(), None));
+        tokio::task::spawn_local(connection.clone().attend(self.shared.revoked.clone(), None));
         tokio::task::spawn_local(connection.clone().doubt_when_bad());
         tokio::task::spawn_local(refuse_requests(connection.clone()));
         Ok(connection)
@@ -105,7 +105,7 @@ impl Endpoint {
         let tls = tls::server(
             credentials,
             self.shared.trust_domains(),
-            self.shared.world.clone(),
+            self.shared.revoked.clone(),
             Alpn::H3,
         )?;
         let mut config = quinn::ServerConfig::with_crypto(Arc::new(QuicServerConfig::try_from(tls)?));
@@ -164,7 +164,7 @@ impl Endpoint {
         };
         let attend = connection
             .clone()
-            .attend(self.shared.world.clone(), Some(guard.draining()));
+            .attend(self.shared.revoked.clone(), Some(guard.draining()));
         tokio::task::spawn_local(attend);
         while let Ok((send, recv)) = connection.quic.accept_bi().await {
             let id = recv.id();
@@ -201,7 +201,7 @@ async fn read_head(connection: &Connection, mut source: Source, sink: Sink) -> R
         } else {
             connection.fail(error);
         }
-        Failure::TunnelLost(format!("the peer broke the protocol: {error}"))
+        Failure::Protocol(error.to_string())
     };
     let section = match source.frame().await? {
         Some(Frame::Headers(section)) => section,

@@ -63,7 +63,7 @@ impl Source {
     fn malformed(&mut self, error: H3Error) -> Failure {
         self.code.set(Abort::Protocol(error));
         self.stop();
-        Failure::TunnelLost(format!("the peer broke the protocol: {error}"))
+        Failure::Protocol(error.to_string())
     }
 }
 
