@@ -1,11 +1,11 @@
 //! Who may, who may not, and that everybody learns why.
 
 use std::io::{Read, Write};
-use std::net::TcpStream;
+use std::net::{TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
 use crate::fixture::{Machine, Mesh, SOON, text};
-use mesh_lab::wait_until;
+use mesh_lab::{wait_for, wait_until};
 
 use crate::tools::Tools as _;
 
@@ -147,6 +147,31 @@ fn strict_shuts_out_plaintext_and_nothing_else() {
 }
 
 #[test]
+fn a_plaintext_connection_is_cut_when_it_is_forbidden() {
+    let mut mesh = Mesh::start();
+    let orders = mesh.member("orders", "shop/orders");
+    let outsider = mesh.machine("outsider");
+    let listener = orders.host.enter(|| TcpListener::bind("0.0.0.0:8080").unwrap());
+    let mut client = outsider.host.connect(&format!("{}:8080", orders.ip4)).unwrap();
+    let (mut server, _) = listener.accept().unwrap();
+    server.set_read_timeout(Some(SOON)).unwrap();
+    client.write_all(b"live").unwrap();
+    server.read_exact(&mut [0; 4]).unwrap();
+
+    mesh.apply(STRICT);
+    let applied = Instant::now();
+    // Both sides go on to send; the outsider's first packet after the change is what is refused.
+    let end = wait_for(SOON, "the connection to be cut", || client.write_all(b"more").err());
+    assert_eq!(end.kind(), std::io::ErrorKind::ConnectionReset, "{end}");
+    let took = applied.elapsed();
+    assert!(took < Duration::from_secs(1), "cut after {took:?}");
+    // Our application hears of it as well, as soon as it sends, and not only when conntrack has forgotten (10 s).
+    wait_for(Duration::from_secs(5), "the application to be told", || {
+        server.write_all(b"answer").err()
+    });
+}
+
+#[test]
 fn connect_targets_other_than_our_own_are_refused() {
     // What an authenticated peer may ask for is tested on the wire in tests/tunnel.rs; here: the ports that are the
     // agent's own cannot be reached through the mesh.
@@ -158,7 +183,7 @@ fn connect_targets_other_than_our_own_are_refused() {
         let result = web.host.enter(|| TcpStream::connect_timeout(&address, SOON));
         assert!(result.is_err(), "port {port} was reached");
     }
-    web.wait_log(&["access", "400"]);
+    web.wait_log(&["access", "http status: 503"]);
 }
 
 fn curl_succeeds(machine: &Machine) -> bool {

@@ -151,13 +151,15 @@ impl Guard {
         )
     }
 
-    /// Every packet of a connection is judged, not only the first, so that a changed policy cuts at once.
+    /// Every packet of a connection is judged, not only the first, so that a changed policy cuts at once. A reset carries
+    /// nothing, and lets our application hear that its peer was cut off.
     fn plaintext(&self) -> String {
         let Self { tun, tunnel_port, .. } = self;
         let mut text = format!(
             "  chain plaintext {{
     type filter hook input priority filter; policy accept;
     iifname {{ \"{tun}\", \"lo\" }} accept
+    tcp flags & rst == rst ct state established accept
     ct direction reply accept
     meta l4proto {{ tcp, udp }} th dport {tunnel_port} accept
 "
