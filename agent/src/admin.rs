@@ -98,7 +98,7 @@ impl Admin {
         let query = request.uri().query().unwrap_or_default().to_owned();
         match (request.method(), path.as_str()) {
             (&Method::GET, "/status") => json(&status::render(&self.view.borrow())),
-            (&Method::GET, "/config_dump") => json(&dump::render(&self.view.borrow())),
+            (&Method::GET, "/config_dump") => self.dump(),
             (&Method::GET, "/why") => self.why(&query),
             (&Method::GET, "/flows") => json(&status::flows(&self.view.borrow())),
             (&Method::POST, "/join" | "/leave" | "/logging") if uid != Some(0) => {
@@ -116,6 +116,17 @@ impl Admin {
             _ => text(
                 StatusCode::NOT_FOUND,
                 "GET /status /flows /config_dump /why?source=&destination=; POST /join /leave /logging?level=",
+            ),
+        }
+    }
+
+    fn dump(&self) -> Reply {
+        let view = self.view.borrow().clone();
+        match dump::render(&view) {
+            Ok(bytes) => json_bytes(bytes),
+            Err(error) => text(
+                StatusCode::INTERNAL_SERVER_ERROR,
+                &format!("the dump cannot be written: {error}"),
             ),
         }
     }
@@ -199,11 +210,13 @@ impl Admin {
 }
 
 fn json(value: &serde_json::Value) -> Reply {
-    let mut reply = text(StatusCode::OK, &value.to_string());
-    reply.headers_mut().insert(
-        http::header::CONTENT_TYPE,
-        http::HeaderValue::from_static("application/json"),
-    );
+    json_bytes(format!("{value}\n").into_bytes())
+}
+
+fn json_bytes(bytes: Vec<u8>) -> Reply {
+    let mut reply = Response::new(Full::new(Bytes::from(bytes)));
+    let json = http::HeaderValue::from_static("application/json");
+    reply.headers_mut().insert(http::header::CONTENT_TYPE, json);
     reply
 }
 

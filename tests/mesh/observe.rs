@@ -13,7 +13,7 @@ fn flows_are_counted_and_logged_with_both_identities() {
     let _nginx = orders.nginx(8080, "counted");
     let _ = web.wait_get("http://orders.shop.mesh.internal/");
     for machine in [&orders, &web] {
-        let line = machine.wait_log(&["access", "connection complete"]);
+        let line = machine.wait_log(&["INFO access: connection complete"]);
         for part in [
             "spiffe://mesh.internal/ns/shop/sa/web",
             "spiffe://mesh.internal/ns/shop/sa/orders",
@@ -26,7 +26,7 @@ fn flows_are_counted_and_logged_with_both_identities() {
     }
     // Two names share the address; both sides name the same of them.
     for machine in [&orders, &web] {
-        machine.wait_log(&["access", "connection complete", "dst.service=\"orders.example.com\""]);
+        machine.wait_log(&["INFO access: connection complete", "dst.service=\"orders.example.com\""]);
     }
     for (machine, reporter) in [(&web, "source"), (&orders, "destination")] {
         let metrics = machine.get("http://127.0.0.1:15020/stats/prometheus");
@@ -80,7 +80,7 @@ fn bytes_are_counted_while_a_flow_lives() {
     // Counted once: the end adds nothing.
     drop(stream);
     for machine in [&web, &orders] {
-        machine.wait_log(&["access", "connection complete", "bytes_sent=1000"]);
+        machine.wait_log(&["INFO access: connection complete", "bytes_sent=1000"]);
         let metrics = machine.get("http://127.0.0.1:15020/metrics");
         let sent = metrics
             .lines()
@@ -123,6 +123,19 @@ fn readiness_and_config_dump() {
         "spiffe://mesh.internal/ns/shop/sa/orders"
     );
     assert!(!dump.to_string().contains("PRIVATE KEY"));
+    let states = dump["workloadState"].as_object().unwrap();
+    let (uid, state) = states.iter().next().unwrap();
+    assert!(
+        dump["workloads"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .any(|w| w["uid"] == uid.as_str())
+    );
+    assert_eq!(
+        (&state["state"], &state["info"]["serviceAccount"]),
+        (&"Up".into(), &"orders".into())
+    );
     // Neither group nor root: nothing.
     let mut stranger = machine.host.command("setpriv");
     stranger.args([
