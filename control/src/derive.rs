@@ -124,6 +124,11 @@ pub fn vip_addresses(slot: u16) -> [IpAddr; 2] {
     ]
 }
 
+/// Uid of the workload of a WorkloadEntry.
+pub fn entry_uid(cluster_id: &str, namespace: &str, name: &str) -> String {
+    format!("{cluster_id}/networking.istio.io/WorkloadEntry/{namespace}/{name}")
+}
+
 /// An address as the wire has it.
 fn bytes_of(address: IpAddr) -> Vec<u8> {
     match address {

@@ -31,9 +31,9 @@ pub(super) struct DerivedPort {
 
 /// How an endpoint finds its port.
 pub(super) enum Target {
-    /// An endpoint's port of this name, else this number (ServiceEntry).
+    /// An endpoint's port of this name, else this number.
     NameElse(String, u32),
-    /// This number (Service).
+    /// This number (a Service's port without a name).
     Number(u32),
     /// An endpoint's port of this name; an endpoint without it does not serve the port (Service).
     Name(String),
@@ -127,10 +127,12 @@ fn of_service(input: &Input<'_>, service: &Service) -> Derived {
         .map(|p| DerivedPort {
             number: p.port,
             protocol: protocol_of(p.app_protocol.as_deref().or(p.name.as_deref()).unwrap_or_default()),
-            target: match &p.target_port {
-                None => Target::Number(p.port),
-                Some(TargetPort::Number(n)) => Target::Number(*n),
-                Some(TargetPort::Name(name)) => Target::Name(name.clone()),
+            target: match (&p.target_port, &p.name) {
+                (Some(TargetPort::Name(name)), _) => Target::Name(name.clone()),
+                (Some(TargetPort::Number(n)), Some(name)) => Target::NameElse(name.clone(), *n),
+                (None, Some(name)) => Target::NameElse(name.clone(), p.port),
+                (Some(TargetPort::Number(n)), None) => Target::Number(*n),
+                (None, None) => Target::Number(p.port),
             },
         })
         .collect();

@@ -161,3 +161,75 @@ fn peer_authentication_table() {
         }
     }
 }
+
+#[test]
+fn each_host_of_a_dns_service_is_the_endpoint_of_its_own() {
+    let world = derive(
+        "apiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {name: two, namespace: a}\nspec: {hosts: [one.example, two.example], resolution: DNS, ports: [{number: 1, name: x}]}\n",
+    );
+    let services = |host: &str| {
+        let uid = format!("mesh/networking.istio.io/ServiceEntry/a/two/{host}");
+        world.workloads[&uid].services.keys().cloned().collect::<Vec<_>>()
+    };
+    assert_eq!(services("one.example"), ["a/one.example", "a/two.a.mesh.internal"]);
+    assert_eq!(services("two.example"), ["a/two.a.mesh.internal", "a/two.example"]);
+}
+
+#[test]
+fn endpoints_have_the_labels_of_their_service_entry() {
+    let world = derive(
+        "apiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {name: s, namespace: a, labels: {app: db, networking.istio.io/tunnel: http}}\nspec: {hosts: [s.example], resolution: STATIC, ports: [{number: 1, name: x}], endpoints: [{address: 10.0.0.1, weight: 0}, {address: 10.0.0.2, labels: {app: own}}]}\n",
+    );
+    let of = |address: &str| &world.workloads[&format!("mesh/networking.istio.io/ServiceEntry/a/s/{address}")];
+    let (first, second) = (of("10.0.0.1"), of("10.0.0.2"));
+    assert_eq!(
+        (first.canonical_name.as_str(), second.canonical_name.as_str()),
+        ("db", "own")
+    );
+    assert_eq!(second.tunnel_protocol(), TunnelProtocol::Hbone);
+    assert!(second.native_tunnel);
+    assert_eq!(first.capacity, None, "a weight of 0 is none, as in Istio");
+}
+
+#[test]
+fn names_that_telemetry_uses() {
+    let entry = |more: &str| {
+        let world = derive(&format!(
+            "apiVersion: networking.istio.io/v1\nkind: WorkloadEntry\nmetadata: {{name: vm, namespace: a, {more}}}\nspec: {{address: 10.0.0.1}}\n"
+        ));
+        let workload = &world.workloads["mesh/networking.istio.io/WorkloadEntry/a/vm"];
+        (
+            workload.workload_name.clone(),
+            workload.canonical_name.clone(),
+            workload.tunnel_protocol(),
+        )
+    };
+    let of = |name: &str, canonical: &str| (name.to_owned(), canonical.to_owned());
+    for (more, expected) in [
+        ("", of("vm", "vm")),
+        ("annotations: {istio.io/autoRegistrationGroup: web}", of("web", "web")),
+        ("labels: {service.istio.io/workload-name: w, app: a}", of("w", "a")),
+        (
+            "labels: {app: a, app.kubernetes.io/name: k, service.istio.io/canonical-name: c}",
+            of("vm", "c"),
+        ),
+    ] {
+        let (name, canonical, tunnel) = entry(more);
+        assert_eq!((name, canonical), expected, "{more}");
+        assert_eq!(tunnel, TunnelProtocol::None, "{more}");
+    }
+    assert_eq!(
+        entry("annotations: {ambient.istio.io/redirection: enabled}").2,
+        TunnelProtocol::Hbone
+    );
+}
+
+#[test]
+fn an_endpoints_port_of_a_services_port_name_goes_before_the_number() {
+    let world = derive(&format!(
+        "{ENTRY}---\napiVersion: v1\nkind: Service\nmetadata: {{name: a, namespace: shop}}\nspec: {{selector: {{app: orders}}, ports: [{{port: 80, name: http, targetPort: 9}}, {{port: 81, name: x, targetPort: 9}}]}}\n"
+    ));
+    let workload = &world.workloads["mesh/networking.istio.io/WorkloadEntry/shop/vm"];
+    let ports = &workload.services["shop/a.shop.mesh.internal"].ports;
+    assert_eq!((ports[0].target_port, ports[1].target_port), (8080, 9));
+}

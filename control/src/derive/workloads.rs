@@ -9,7 +9,7 @@ use mesh_proto::istio::workload::{
 
 use super::policies::Attachments;
 use super::services::{Derived, DerivedPort, Target};
-use super::{Input, Sorted, bytes_of};
+use super::{Input, Sorted, bytes_of, entry_uid};
 use crate::resources::{EntryTemplate, HBONE3, Labels, Meta, Selector, ServiceEntry, WorkloadEntry};
 
 /// Label that says: this machine takes HBONE.
@@ -35,10 +35,7 @@ pub(super) fn all(
 fn of_entry(input: &Input<'_>, entry: &WorkloadEntry, services: &[Derived], attachments: &Attachments<'_>) -> Workload {
     let meta = &entry.metadata;
     let labels = entry.labels();
-    let uid = format!(
-        "{}/networking.istio.io/WorkloadEntry/{}/{}",
-        input.cluster_id, meta.namespace, meta.name
-    );
+    let uid = entry_uid(input.cluster_id, &meta.namespace, &meta.name);
     let mut workload = common(input, &entry.spec, meta, &labels, attachments);
     workload.uid = uid;
     workload.name.clone_from(&meta.name);
@@ -58,12 +55,13 @@ fn of_entry(input: &Input<'_>, entry: &WorkloadEntry, services: &[Derived], atta
         })
     });
     for service in selecting {
-        attach(&mut workload, service, &entry.spec);
+        attach(&mut workload, service, &entry.spec, None);
     }
     workload
 }
 
-/// Endpoints of a ServiceEntry. With resolution DNS and none written, each host is its own endpoint.
+/// Endpoints of a ServiceEntry. With resolution DNS and none written, each host is the endpoint of its own service. Labels of
+/// the ServiceEntry are those of all its endpoints, which may have more of their own.
 fn inline(
     input: &Input<'_>,
     entry: &ServiceEntry,
@@ -73,7 +71,8 @@ fn inline(
     let (meta, spec) = (&entry.metadata, &entry.spec);
     let by_dns = spec.resolution.as_deref().is_some_and(|r| r.starts_with("DNS"));
     let mut endpoints = spec.endpoints.clone();
-    if endpoints.is_empty() && by_dns && spec.workload_selector.is_none() {
+    let implicit = endpoints.is_empty() && by_dns && spec.workload_selector.is_none();
+    if implicit {
         let hosts = spec.hosts.iter().filter(|h| !h.starts_with('*'));
         endpoints = hosts
             .map(|host| EntryTemplate {
@@ -85,14 +84,18 @@ fn inline(
     let key = (meta.namespace.clone(), meta.name.clone());
     let service = services.iter().find(|s| s.entry.as_ref() == Some(&key));
     let of_endpoint = |endpoint: &EntryTemplate| {
-        let mut workload = common(input, endpoint, meta, &endpoint.labels, attachments);
+        let mut labels = meta.labels.clone();
+        labels.extend(endpoint.labels.clone());
+        let mut workload = common(input, endpoint, meta, &labels, attachments);
         workload.uid = format!(
             "{}/networking.istio.io/ServiceEntry/{}/{}/{}",
             input.cluster_id, meta.namespace, meta.name, endpoint.address
         );
         workload.name.clone_from(&meta.name);
         if let Some(service) = service {
-            attach(&mut workload, service, endpoint);
+            let others = spec.hosts.iter().filter(|host| **host != endpoint.address);
+            let others: Option<Vec<_>> = implicit.then(|| others.map(|h| h.to_ascii_lowercase()).collect());
+            attach(&mut workload, service, endpoint, others.as_deref());
         }
         workload
     };
@@ -106,8 +109,8 @@ fn common(
     labels: &Labels,
     attachments: &Attachments<'_>,
 ) -> Workload {
-    let tunnel = labels.get(TUNNEL_LABEL).map(String::as_str) == Some("http")
-        || meta.annotations.get("ambient.istio.io/redirection").map(String::as_str) == Some("enabled");
+    let native = labels.get(TUNNEL_LABEL).map(String::as_str) == Some("http");
+    let tunnel = native || meta.annotations.get("ambient.istio.io/redirection").map(String::as_str) == Some("enabled");
     let address = spec.address.parse::<IpAddr>().ok();
     let label = |keys: &[&str]| keys.iter().find_map(|k| labels.get(*k)).cloned();
     let name_keys = ["service.istio.io/canonical-name", "app.kubernetes.io/name", "app"];
@@ -116,6 +119,13 @@ fn common(
         "app.kubernetes.io/version",
         "version",
     ];
+    // What telemetry names: machines of one group are one workload.
+    let workload_name = meta
+        .annotations
+        .get("istio.io/autoRegistrationGroup")
+        .cloned()
+        .or_else(|| label(&["service.istio.io/workload-name"]))
+        .unwrap_or_else(|| meta.name.clone());
     let mut locality = spec.locality.splitn(3, '/').map(str::to_owned);
     Workload {
         namespace: meta.namespace.clone(),
@@ -132,12 +142,13 @@ fn common(
             TunnelProtocol::None
         }
         .into(),
+        native_tunnel: native,
         trust_domain: input.trust_domain.to_owned(),
         service_account: spec.account().to_owned(),
-        canonical_name: label(&name_keys).unwrap_or_else(|| meta.name.clone()),
+        canonical_name: label(&name_keys).unwrap_or_else(|| workload_name.clone()),
         canonical_revision: label(&revision_keys).unwrap_or_else(|| "latest".to_owned()),
         workload_type: WorkloadType::Pod.into(),
-        workload_name: meta.name.clone(),
+        workload_name,
         authorization_policies: attachments.for_workload(&meta.namespace, labels),
         status: WorkloadStatus::Healthy.into(),
         cluster_id: input.cluster_id.to_owned(),
@@ -147,13 +158,13 @@ fn common(
             zone: locality.next().unwrap_or_default(),
             subzone: locality.next().unwrap_or_default(),
         }),
-        capacity: spec.weight,
+        capacity: spec.weight.filter(|weight| *weight > 0),
         ..Workload::default()
     }
 }
 
-/// Makes the workload an endpoint of the service, under each of its hostnames.
-fn attach(workload: &mut Workload, service: &Derived, endpoint: &EntryTemplate) {
+/// Makes the workload an endpoint of the service, under each of its hostnames but those of `others`.
+fn attach(workload: &mut Workload, service: &Derived, endpoint: &EntryTemplate, others: Option<&[String]>) {
     let wire = |port: &DerivedPort| {
         let target = match &port.target {
             Target::Number(number) => *number,
@@ -167,7 +178,8 @@ fn attach(workload: &mut Workload, service: &Derived, endpoint: &EntryTemplate) 
         })
     };
     let ports: Vec<Port> = service.ports.iter().filter_map(wire).collect();
-    for record in &service.records {
+    let is_other = |hostname: &String| others.is_some_and(|others| others.contains(hostname));
+    for record in service.records.iter().filter(|r| !is_other(&r.hostname)) {
         let key = format!("{}/{}", record.namespace, record.hostname);
         let list = PortList { ports: ports.clone() };
         workload.services.entry(key).or_insert(list);
