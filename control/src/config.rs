@@ -1,9 +1,11 @@
 //! Settings of `mesh-control serve`: built-in defaults, then a TOML file, then `MESH_CONTROL__KEY` from the environment.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
+
+use crate::resources::check::is_host_or_wildcard;
 
 /// Everything that can be set. `docs` of each field give its default.
 #[derive(Clone, Debug, Deserialize)]
@@ -19,6 +21,8 @@ pub struct Settings {
     pub run_dir: PathBuf,
     /// `host:port` that tokens advertise; empty means this host's name and the port of `listen`.
     pub addresses: Vec<String>,
+    /// Further names and addresses that the server's certificate is for, beside those of `addresses` and this machine's own.
+    pub names: Vec<String>,
     /// The trust domain; `mesh.internal`.
     pub trust_domain: String,
     /// Services answer to `NAME.NS.{this}`; `mesh.internal`.
@@ -31,6 +35,48 @@ pub struct Settings {
     pub cluster_id: String,
     /// A CA of one's own instead of the one made on first start.
     pub ca: Option<PluggedCa>,
+    /// Issuers whose JWTs Istio's data planes may bring instead of a join.
+    pub jwt: Vec<JwtIssuer>,
+}
+
+/// Whose JWTs are believed, and by which keys. Exactly one of `jwks_file` and `jwks_uri` is there.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct JwtIssuer {
+    /// Claim `iss`.
+    pub issuer: String,
+    /// One of these must be in claim `aud`; `["istio-ca"]`.
+    #[serde(default = "istio_ca")]
+    pub audiences: Vec<String>,
+    /// JSON Web Key Set in a file, read again every minute.
+    pub jwks_file: Option<PathBuf>,
+    /// JSON Web Key Set at an `https://` URL, fetched again as its `cache-control` says.
+    pub jwks_uri: Option<String>,
+    /// PEM certificates that the URL's server must chain to; absent means this machine's own trust store.
+    pub jwks_ca: Option<PathBuf>,
+}
+
+fn istio_ca() -> Vec<String> {
+    vec!["istio-ca".to_owned()]
+}
+
+impl JwtIssuer {
+    fn check(&self) -> Result<(), ConfigError> {
+        let value = |text: &str| Err(ConfigError::Value(format!("jwt issuer {:?}: {text}", self.issuer)));
+        if self.issuer.is_empty() {
+            return value("issuer is empty");
+        }
+        if self.audiences.is_empty() || self.audiences.iter().any(String::is_empty) {
+            return value("audiences must name at least one; without `audiences` it is \"istio-ca\"");
+        }
+        match (&self.jwks_file, &self.jwks_uri) {
+            (Some(_), None) if self.jwks_ca.is_some() => value("jwks_ca belongs to jwks_uri"),
+            (Some(_), None) => Ok(()),
+            (None, Some(uri)) if uri.starts_with("https://") => Ok(()),
+            (None, Some(_)) => value("jwks_uri must begin with https://"),
+            _ => value("set one of jwks_file and jwks_uri"),
+        }
+    }
 }
 
 /// PEM files of an own CA.
@@ -53,12 +99,14 @@ impl Default for Settings {
             operator_listen: SocketAddr::from(([127, 0, 0, 1], 15080)),
             run_dir: "/run/mesh-control".into(),
             addresses: Vec::new(),
+            names: Vec::new(),
             trust_domain: "mesh.internal".into(),
             dns_domain: "mesh.internal".into(),
             grace_seconds: 10,
             certificate_lifetime_seconds: 86_400,
             cluster_id: "mesh".into(),
             ca: None,
+            jwt: Vec::new(),
         }
     }
 }
@@ -86,7 +134,8 @@ impl Settings {
             .separator("__")
             .try_parsing(true)
             .list_separator(",")
-            .with_list_parse_key("addresses");
+            .with_list_parse_key("addresses")
+            .with_list_parse_key("names");
         let settings: Self = builder.add_source(environment).build()?.try_deserialize()?;
         settings.check()?;
         Ok(settings)
@@ -109,6 +158,16 @@ impl Settings {
         if let Some(bad) = self.addresses.iter().find(|a| !is_host_port(a)) {
             return value(format!("addresses: {bad:?} is not HOST:PORT"));
         }
+        let is_name = |n: &&String| n.parse::<IpAddr>().is_ok() || is_host_or_wildcard(n);
+        if let Some(bad) = self.names.iter().find(|n| !is_name(n)) {
+            return value(format!("names: {bad:?} is neither a host name nor an IP address"));
+        }
+        for (i, issuer) in self.jwt.iter().enumerate() {
+            issuer.check()?;
+            if self.jwt[..i].iter().any(|other| other.issuer == issuer.issuer) {
+                return value(format!("jwt issuer {:?} is there twice", issuer.issuer));
+            }
+        }
         Ok(())
     }
 
@@ -117,12 +176,16 @@ impl Settings {
         if !self.addresses.is_empty() {
             return self.addresses.clone();
         }
-        let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-        let host = match name.trim() {
-            "" => "localhost",
-            name => name,
-        };
-        vec![format!("{host}:{port}")]
+        vec![format!("{}:{port}", own_host_name())]
+    }
+}
+
+/// This host's name.
+pub fn own_host_name() -> String {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    match name.trim() {
+        "" => "localhost".to_owned(),
+        name => name.to_owned(),
     }
 }
 
@@ -164,6 +227,38 @@ mod tests {
                 .to_string()
                 .contains("trust_domian")
         );
+    }
+
+    #[test]
+    fn issuers_and_names_are_checked() {
+        let load = |text: &str| {
+            let file = tempfile::NamedTempFile::with_suffix(".toml").unwrap();
+            std::fs::write(file.path(), text).unwrap();
+            Settings::load(Some(file.path())).map_err(|e| e.to_string())
+        };
+        let good =
+            load("names = [\"*.example\", \"10.0.0.1\"]\n[[jwt]]\nissuer = \"a\"\njwks_file = \"/x\"\n").unwrap();
+        assert_eq!(good.jwt[0].audiences, ["istio-ca"]);
+        for (text, part) in [
+            ("names = [\"a b\"]\n", "neither a host name"),
+            ("[[jwt]]\nissuer = \"a\"\n", "set one of"),
+            ("[[jwt]]\nissuer = \"a\"\njwks_uri = \"http://a\"\n", "https://"),
+            (
+                "[[jwt]]\nissuer = \"a\"\njwks_file = \"/x\"\njwks_ca = \"/y\"\n",
+                "belongs to jwks_uri",
+            ),
+            (
+                "[[jwt]]\nissuer = \"a\"\naudiences = []\njwks_file = \"/x\"\n",
+                "audiences",
+            ),
+            (
+                "[[jwt]]\nissuer = \"a\"\njwks_file = \"/x\"\n[[jwt]]\nissuer = \"a\"\njwks_file = \"/x\"\n",
+                "twice",
+            ),
+        ] {
+            let error = load(text).unwrap_err();
+            assert!(error.contains(part), "{text}: {error}");
+        }
     }
 
     #[test]

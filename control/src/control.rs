@@ -12,6 +12,7 @@ use rustls::ServerConfig;
 use tokio::sync::{Notify, watch};
 use tonic::Code;
 
+use crate::auth::Issuers;
 use crate::ca::{Authority, CaError, PeerCertificate};
 use crate::config::Settings;
 use crate::error::Refusal;
@@ -32,6 +33,8 @@ pub struct Control {
     pub registry: Registry,
     /// Bounds on unauthenticated calls.
     pub limits: Limits,
+    /// Whose JWTs are believed.
+    pub issuers: Issuers,
     /// What tokens advertise; known once the listeners are bound.
     pub addresses: OnceLock<Vec<String>>,
     /// What operator tokens advertise.
@@ -54,14 +57,15 @@ struct Refused {
 
 impl Control {
     /// Opens the store and the CA, and publishes what is in them.
-    pub fn open(settings: Settings, store: Store) -> Result<Arc<Self>, CaError> {
+    pub fn open(settings: Settings, store: Store, issuers: Issuers) -> Result<Arc<Self>, CaError> {
         let authority = Arc::new(Authority::open(&settings, &store)?);
-        let tls = tls::server(&authority, lifetime(&settings))?;
+        let tls = tls::server(&authority, &settings)?;
         let control = Arc::new(Self {
             settings,
             store,
             registry: Registry::default(),
             limits: Limits::default(),
+            issuers,
             addresses: OnceLock::new(),
             operator_addresses: OnceLock::new(),
             authority: RwLock::new(authority),
@@ -84,7 +88,7 @@ impl Control {
 
     /// Puts another CA in place: certificates, handshakes and the trust bundle follow.
     pub fn replace_authority(&self, authority: Authority) -> Result<(), CaError> {
-        let fresh = tls::server(&authority, lifetime(&self.settings))?;
+        let fresh = tls::server(&authority, &self.settings)?;
         *self.authority.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(authority);
         *self.tls.write().unwrap_or_else(PoisonError::into_inner) = fresh;
         self.touch();
@@ -93,7 +97,7 @@ impl Control {
 
     /// Renews the control plane's own certificate.
     pub fn renew_own_certificate(&self) -> Result<(), CaError> {
-        let fresh = tls::server(&self.authority(), lifetime(&self.settings))?;
+        let fresh = tls::server(&self.authority(), &self.settings)?;
         *self.tls.write().unwrap_or_else(PoisonError::into_inner) = fresh;
         Ok(())
     }
@@ -132,7 +136,9 @@ impl Control {
     pub async fn authenticate(&self, peer: &Peer) -> Result<Agent, Refusal> {
         let unauthenticated = |message: &str| Refusal::new(Code::Unauthenticated, "unauthenticated", message);
         let certificate = peer.certificate.clone().ok_or_else(|| {
-            unauthenticated("this call needs a workload certificate of this mesh as TLS client certificate")
+            unauthenticated(
+                "this call needs a workload certificate of this mesh as TLS client certificate, or a token as `authorization: Bearer`",
+            )
         })?;
         if certificate.not_after <= now() {
             let message = "the workload certificate has expired; recover with the host key";
@@ -153,7 +159,7 @@ impl Control {
         let agent =
             found.ok_or_else(|| unauthenticated("the certificate was not issued to an agent of this control plane"))?;
         if agent.revoked_at.is_some() {
-            return Err(revoke::host_key_revoked());
+            return Err(revoke::revoked(&agent));
         }
         let own = (certificate.identity.namespace(), certificate.identity.service_account());
         if own != (agent.namespace.as_str(), agent.service_account.as_str()) {

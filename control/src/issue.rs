@@ -1,4 +1,5 @@
-//! Issuing to agents: every certificate is recorded before it is handed out. `IstioCertificateService` renews over mTLS.
+//! Issuing to members: every certificate is recorded before it is handed out. `IstioCertificateService` renews over mTLS, and
+//! gives data planes that bring a token their first certificate and every later one.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -6,6 +7,7 @@ use std::time::Duration;
 use mesh_core::identity::Identity;
 use mesh_proto::istio::ca::istio_certificate_service_server::IstioCertificateService;
 use mesh_proto::istio::ca::{IstioCertificateRequest, IstioCertificateResponse};
+use mesh_proto::wkt::value::Kind;
 use rusqlite::Transaction;
 use tonic::{Code, Request, Response, Status};
 
@@ -49,7 +51,7 @@ pub(crate) fn issue(
     Ok(authority.chain(&leaf))
 }
 
-/// Renewal by mTLS with the current certificate.
+/// Certificates for callers by mTLS with the current one, or by a token.
 #[derive(Clone)]
 pub struct Certificates {
     control: Arc<Control>,
@@ -69,26 +71,51 @@ impl IstioCertificateService for Certificates {
         request: Request<IstioCertificateRequest>,
     ) -> Result<Response<IstioCertificateResponse>, Status> {
         let peer = request.extensions().get::<Peer>().cloned().unwrap_or_default();
-        let agent = self.control.authenticate(&peer).await?;
+        let agent = self.control.caller(&peer, request.metadata()).await?;
         let request = request.into_inner();
+        refuse_impersonation(&request)?;
         let longest = lifetime(&self.control.settings);
         let asked = u64::try_from(request.validity_duration)
             .ok()
             .filter(|seconds| *seconds > 0);
         let lifetime = asked.map_or(longest, |s| Duration::from_secs(s).clamp(SHORTEST, longest));
-        let _steady = self.control.rotating.lock().await;
+        let steady = self.control.rotating.lock().await;
         let authority = self.control.authority();
-        let (id, csr) = (agent.id.clone(), request.csr);
+        let (id, csr, caller) = (agent.id.clone(), request.csr, agent.clone());
         let cert_chain = self
             .control
             .store
             .run(move |tx| {
                 let agent = Agent::get(tx, &id)?.filter(|a| a.revoked_at.is_none());
-                let agent = agent.ok_or_else(crate::control::revoke::host_key_revoked)?;
-                issue(tx, &authority, &agent, &csr, lifetime)
+                let mut agent = agent.ok_or_else(|| crate::control::revoke::revoked(&caller))?;
+                let chain = issue(tx, &authority, &agent, &csr, lifetime)?;
+                if agent.host_spki.is_empty() {
+                    // It knows no trust bundle resource: it trusts the anchors that come with its certificate.
+                    agent.acked = authority.anchors.iter().map(|a| a.row.fingerprint.clone()).collect();
+                    agent.put(tx)?;
+                }
+                Ok::<_, Refusal>(chain)
             })
             .await?;
-        tracing::info!(agent = agent.id, "certificate renewed");
+        drop(steady);
+        if agent.host_spki.is_empty() {
+            self.control.advance_rotation().await?;
+        }
+        tracing::info!(agent = agent.id, "certificate issued");
         Ok(Response::new(IstioCertificateResponse { cert_chain }))
     }
+}
+
+/// A data plane for many workloads (ztunnel in shared mode) asks for the identities of others. Nobody may here.
+fn refuse_impersonation(request: &IstioCertificateRequest) -> Result<(), Refusal> {
+    let asked = request
+        .metadata
+        .as_ref()
+        .and_then(|m| m.fields.get("ImpersonatedIdentity"));
+    let empty = Some(Kind::StringValue(String::new()));
+    if asked.is_none_or(|value| value.kind.is_none() || value.kind == empty) {
+        return Ok(());
+    }
+    let message = "mesh-control issues to a caller its own identity only; run ztunnel with PROXY_MODE=dedicated, one per workload";
+    Err(Refusal::new(Code::PermissionDenied, "impersonation", message))
 }

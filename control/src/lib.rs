@@ -3,6 +3,7 @@
 //! [`serve::run`] is the daemon `mesh-control`; [`cli::main`] is `meshctl`. State lives in one SQLite file ([`store`]);
 //! what agents are told is derived from it by the pure module [`derive`].
 
+pub mod auth;
 pub mod ca;
 pub mod cli;
 pub mod config;

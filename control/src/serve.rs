@@ -21,6 +21,7 @@ use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::watch;
 use tonic::transport::Server;
 
+use crate::auth::Issuers;
 use crate::config::Settings;
 use crate::control::Control;
 use crate::incoming;
@@ -70,7 +71,8 @@ pub async fn serve(settings: Settings, stopped: watch::Receiver<bool>) -> Result
     let socket = settings.run_dir.join("control.sock");
     let local = listen_local(&socket).with_context(|| format!("cannot listen on {}", socket.display()))?;
 
-    let control = Control::open(settings, store)?;
+    let issuers = Issuers::open(&settings.jwt)?;
+    let control = Control::open(settings, store, issuers)?;
     let (agents_at, operators_at) = (agents.local_addr()?, operators.local_addr()?);
     control
         .addresses
@@ -84,6 +86,7 @@ pub async fn serve(settings: Settings, stopped: watch::Receiver<bool>) -> Result
         tokio::spawn(control.clone().publish()),
         tokio::spawn(control.clone().sweep_after_start()),
         tokio::spawn(rotation::upkeep(control.clone())),
+        tokio::spawn(follow_issuers(control.clone())),
     ];
     let operator = OperatorServer::new(Operators::new(control.clone())).max_decoding_message_size(OPERATOR_MESSAGE);
     let for_agents = server().serve_with_incoming_shutdown(
@@ -105,6 +108,10 @@ pub async fn serve(settings: Settings, stopped: watch::Receiver<bool>) -> Result
     let _ = fs::remove_file(&socket);
     ended.context("a server failed")?;
     Ok(())
+}
+
+async fn follow_issuers(control: Arc<Control>) {
+    control.issuers.follow().await;
 }
 
 fn server() -> Server {

@@ -30,6 +30,17 @@ pub struct Leaf {
 impl Authority {
     /// Issues a certificate for `spki` (DER); nothing else of the asker's wishes goes into it.
     pub fn issue(&self, spki: &[u8], identity: &Identity, lifetime: Duration) -> Result<Leaf, CaError> {
+        self.issue_with(spki, identity, lifetime, &[])
+    }
+
+    /// The same for a server that is also called by name or address: clients other than ours look for those.
+    pub fn issue_with(
+        &self,
+        spki: &[u8],
+        identity: &Identity,
+        lifetime: Duration,
+        names: &[SanType],
+    ) -> Result<Leaf, CaError> {
         let key = SubjectPublicKeyInfo::from_der(spki)?;
         let serial = random_serial();
         let end = SystemTime::now() + lifetime;
@@ -37,6 +48,7 @@ impl Authority {
         params.distinguished_name = DistinguishedName::new();
         let uri = identity.to_string().try_into()?;
         params.subject_alt_names = vec![SanType::URI(uri)];
+        params.subject_alt_names.extend_from_slice(names);
         params.is_ca = IsCa::ExplicitNoCa;
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];

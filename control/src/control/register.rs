@@ -1,5 +1,6 @@
 //! Registration: an agent's stream makes its WorkloadEntry, and the entry goes when the agent stays away.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -7,12 +8,13 @@ use rusqlite::Transaction;
 use tonic::Code;
 
 use super::Control;
+use crate::derive;
 use crate::error::Refusal;
 use crate::incoming::Peer;
-use crate::join::address::held_by_another;
+use crate::join::address::{accept, held_by_another};
 use crate::registry::Live;
 use crate::resources::{EntryTemplate, HBONE3, Kind, Meta, Resource, WorkloadEntry, WorkloadGroup};
-use crate::store::{Agent, Clone as RefusedClone, ResourceKey, ResourceRow, now};
+use crate::store::{Agent, Clone as RefusedClone, ResourceKey, ResourceRow, TokenRow, now};
 use crate::xds::Node;
 
 /// After a start of ours, how much longer than the grace period agents have to come back: their reconnects back off to 15 s.
@@ -20,21 +22,33 @@ const RETURN: Duration = Duration::from_secs(20);
 
 impl Control {
     /// Takes a stream in: checks what it claims, refuses clones, and registers the workload when it asks for that.
-    pub async fn connect(self: &Arc<Self>, peer: &Peer, node: &Node) -> Result<Live, Refusal> {
-        let agent = self.authenticate(peer).await?;
+    /// Returns also the name of the WorkloadEntry that was made, empty when none was.
+    pub async fn connect(self: &Arc<Self>, agent: Agent, peer: &Peer, node: &Node) -> Result<(Live, String), Refusal> {
         check_claims(&agent, node)?;
         let Some(live) = self.registry.connect(&agent.id, &node.instance) else {
             return Err(self.refuse_clone(&agent, peer, node).await);
         };
         let (node, id) = (node.clone(), agent.id.clone());
-        let registered = self.store.run(move |tx| register(tx, &agent.id, &node)).await;
-        if let Err(refusal) = registered {
-            self.disconnect(live).await;
-            return Err(refusal);
-        }
+        let source = peer.address.map(|a| a.ip());
+        let registered = self.store.run(move |tx| register(tx, &agent, &node, source)).await;
+        let entry = match registered {
+            Ok(entry) => entry,
+            Err(refusal) => {
+                self.disconnect(live).await;
+                return Err(refusal);
+            }
+        };
         tracing::info!(agent = id, address = ?peer.address, "agent connected");
         self.touch();
-        Ok(live)
+        Ok((live, entry))
+    }
+
+    /// Uids that a stream's own workload may have: by the name that it claims, and by the entry that was made for it.
+    pub fn own_uids(&self, node: &Node, entry: String) -> Vec<String> {
+        let names = [node.name.clone(), entry].into_iter().filter(|name| !name.is_empty());
+        names
+            .map(|name| derive::entry_uid(&self.settings.cluster_id, &node.namespace, &name))
+            .collect()
     }
 
     /// Lets a stream go; its entry stays for the grace period.
@@ -128,17 +142,17 @@ fn check_claims(agent: &Agent, node: &Node) -> Result<(), Refusal> {
         return Ok(());
     }
     let message = format!(
-        "the stream claims {}/{account}, but its certificate is of {}/{}",
+        "the stream claims {}/{account} (node metadata NAMESPACE, SERVICE_ACCOUNT; ztunnel's POD_NAMESPACE), but it is authenticated as {}/{}",
         node.namespace, agent.namespace, agent.service_account
     );
     Err(Refusal::new(Code::PermissionDenied, "identity-mismatch", message))
 }
 
-/// Makes or refreshes the agent's WorkloadEntry, and notes that the agent was seen.
-fn register(tx: &Transaction<'_>, agent: &str, node: &Node) -> Result<(), Refusal> {
+/// Makes or refreshes the agent's WorkloadEntry, and notes that the agent was seen. Returns the entry's name, empty for none.
+fn register(tx: &Transaction<'_>, agent: &Agent, node: &Node, source: Option<IpAddr>) -> Result<String, Refusal> {
     // Read again: it may have been revoked, or have acknowledged an anchor, since it was authenticated.
-    let known = Agent::get(tx, agent)?.filter(|agent| agent.revoked_at.is_none());
-    let mut agent = known.ok_or_else(super::revoke::host_key_revoked)?;
+    let known = Agent::get(tx, &agent.id)?.filter(|agent| agent.revoked_at.is_none());
+    let mut agent = known.ok_or_else(|| super::revoke::revoked(agent))?;
     agent.last_seen = now();
     for (kept, new) in [
         (&mut agent.version, &node.version),
@@ -148,9 +162,15 @@ fn register(tx: &Transaction<'_>, agent: &str, node: &Node) -> Result<(), Refusa
             kept.clone_from(new);
         }
     }
+    if agent.host_spki.is_empty() && !node.group.is_empty() {
+        adopt(tx, &mut agent, node, source)?;
+    }
     agent.put(tx)?;
     if node.group.is_empty() {
-        return Ok(());
+        if agent.host_spki.is_empty() {
+            ResourceRow::delete_of_agent(tx, &agent.id, "")?;
+        }
+        return Ok(String::new());
     }
     let group = group_of(tx, &agent)?;
     if node.group != group.metadata.name {
@@ -172,6 +192,26 @@ fn register(tx: &Transaction<'_>, agent: &str, node: &Node) -> Result<(), Refusa
     let key = entry.key();
     ResourceRow::delete_of_agent(tx, &agent.id, &key.name)?;
     ResourceRow::put(tx, &key, entry.api_version(), &entry.to_json(), Some(&agent.id), now())?;
+    Ok(key.name)
+}
+
+/// A member by token did not join: its group and its address come with its stream, as Istio's auto-registration has it.
+fn adopt(tx: &Transaction<'_>, agent: &mut Agent, node: &Node, source: Option<IpAddr>) -> Result<(), Refusal> {
+    // A join token fixes the group; a JWT fixes only the identity.
+    if !TokenRow::is_held_by(tx, &agent.id)? {
+        agent.workload_group.clone_from(&node.group);
+    }
+    let group = group_of(tx, agent)?;
+    let wanted = &group.spec.template.service_account;
+    if !wanted.is_empty() && *wanted != agent.service_account {
+        let message = format!(
+            "WorkloadGroup {}/{} is for service account {wanted}, but the stream's token is of {}",
+            agent.namespace, agent.workload_group, agent.service_account
+        );
+        return Err(Refusal::new(Code::PermissionDenied, "identity-mismatch", message));
+    }
+    let source = source.ok_or_else(|| Refusal::internal("no peer address", &"not a TCP connection"))?;
+    agent.address = accept(tx, &node.address, source, &group, &agent.id)?.to_string();
     Ok(())
 }
 
@@ -198,7 +238,15 @@ pub(crate) fn find_group(tx: &Transaction<'_>, namespace: &str, name: &str) -> R
 
 /// Name of the WorkloadEntry of an agent with this address in this group.
 pub(crate) fn entry_name(group: &str, address: &str) -> String {
-    let name = format!("{group}-{}", address.replace(':', "-"));
+    entry_name_in(group, address, "")
+}
+
+/// The same for a data plane of Istio's, which computes it by its network too.
+fn entry_name_in(group: &str, address: &str, network: &str) -> String {
+    let mut name = format!("{group}-{}", address.replace(':', "-"));
+    if !network.is_empty() {
+        name = format!("{name}-{network}");
+    }
     // As Istio has it: the last 253 characters.
     let start = name.len().saturating_sub(253);
     name.get(start..).unwrap_or(&name).to_owned()
@@ -214,7 +262,12 @@ fn entry_of(agent: &Agent, group: &WorkloadGroup, node: &Node) -> WorkloadEntry 
     labels
         .entry("networking.istio.io/tunnel".to_owned())
         .or_insert_with(|| "http".to_owned());
-    let mut meta = Meta::new(&agent.namespace, &entry_name(&agent.workload_group, &agent.address));
+    let network = match node.ours {
+        true => "",
+        false => node.network.as_str(),
+    };
+    let name = entry_name_in(&agent.workload_group, &agent.address, network);
+    let mut meta = Meta::new(&agent.namespace, &name);
     meta.annotations = wide.annotations;
     let registered_in = (
         "istio.io/autoRegistrationGroup".to_owned(),
@@ -241,11 +294,12 @@ fn entry_of(agent: &Agent, group: &WorkloadGroup, node: &Node) -> WorkloadEntry 
 
 #[cfg(test)]
 mod tests {
-    use super::entry_name;
+    use super::{entry_name, entry_name_in};
 
     #[test]
     fn entry_names() {
         assert_eq!(entry_name("web", "10.0.0.1"), "web-10.0.0.1");
         assert_eq!(entry_name("web", "fd00::1"), "web-fd00--1");
+        assert_eq!(entry_name_in("web", "10.0.0.1", "net"), "web-10.0.0.1-net");
     }
 }

@@ -12,21 +12,25 @@ impl Control {
     /// Revokes an agent by its id or its workload's `namespace/name`; returns how many live certificates it held.
     pub async fn revoke_agent(&self, wanted: &str) -> Result<u32, Refusal> {
         let wanted = wanted.to_owned();
-        let (id, certificates) = self
+        let (id, certificates, refusal) = self
             .store
             .run(move |tx| {
                 let mut agent = find(tx, &wanted)?;
                 let id = agent.id.clone();
                 agent.revoked_at.get_or_insert_with(now);
                 agent.put(tx)?;
+                let refusal = revoked(&agent);
                 ResourceRow::delete_of_agent(tx, &id, "")?;
-                let revoked = CertificateRow::revoked(tx, now())?;
-                let count = revoked.iter().find(|r| r.agent == id).map_or(0, |r| r.serials.len());
-                Ok::<_, Refusal>((id, count))
+                let certificates = CertificateRow::revoked(tx, now())?;
+                let count = certificates
+                    .iter()
+                    .find(|r| r.agent == id)
+                    .map_or(0, |r| r.serials.len());
+                Ok::<_, Refusal>((id, count, refusal))
             })
             .await?;
         self.refresh_refused()?;
-        self.registry.end(&id, host_key_revoked());
+        self.registry.end(&id, refusal);
         self.touch();
         tracing::info!(agent = id, certificates, "agent revoked");
         Ok(u32::try_from(certificates).unwrap_or(u32::MAX))
@@ -75,6 +79,18 @@ fn find(tx: &rusqlite::Transaction<'_>, wanted: &str) -> Result<Agent, Refusal> 
     }
     let message = format!("there is no agent {wanted:?}; `meshctl agents` lists them");
     Err(Refusal::new(Code::NotFound, "agent-unknown", message))
+}
+
+/// What a revoked member is told.
+pub(crate) fn revoked(agent: &Agent) -> Refusal {
+    if !agent.host_spki.is_empty() {
+        return host_key_revoked();
+    }
+    let message = format!(
+        "member {} is revoked; it comes back with a new join token, or with a JWT that is issued from now on",
+        agent.id
+    );
+    Refusal::new(Code::PermissionDenied, "member-revoked", message)
 }
 
 /// What a revoked machine is told.

@@ -108,6 +108,12 @@ impl TokenRow {
         Ok(tx.query_row(sql, [id, agent], |_| Ok(())).optional()?.is_some())
     }
 
+    /// Whether this member came by any token of ours.
+    pub fn is_held_by(tx: &Transaction<'_>, agent: &str) -> Result<bool, Error> {
+        let sql = "SELECT 1 FROM token_uses WHERE agent = ?1 LIMIT 1";
+        Ok(tx.query_row(sql, [agent], |_| Ok(())).optional()?.is_some())
+    }
+
     /// Binds one use to this host key; repeating it changes nothing.
     pub fn bind(tx: &Transaction<'_>, id: &str, agent: &str, now: i64) -> Result<(), Error> {
         tx.execute(

@@ -17,10 +17,16 @@ pub struct Node {
     pub namespace: String,
     /// Claimed service account; empty when it claims none.
     pub service_account: String,
+    /// Its workload's name; empty when it does not say.
+    pub name: String,
+    /// Its first address, as text; empty when it does not say.
+    pub address: String,
     /// Network of its address.
     pub network: String,
-    /// Random per process start; empty when the client is not ours.
+    /// Random per process start; `node.id` when the client is not ours.
     pub instance: String,
+    /// Whether the client is an agent of ours.
+    pub ours: bool,
     /// For people.
     pub version: String,
     /// For people.
@@ -67,12 +73,24 @@ impl Node {
             let joined = format!("{}/{}/{}", l.region, l.zone, l.sub_zone);
             joined.trim_end_matches('/').chars().take(TEXT).collect()
         });
+        let address = match text("INSTANCE_IPS") {
+            list if list.is_empty() => node.id.split('~').nth(1).unwrap_or_default().to_owned(),
+            list => list.split(',').next().unwrap_or_default().trim().to_owned(),
+        };
+        let instance = text("MESH_INSTANCE_ID");
+        let ours = !instance.is_empty();
         Ok(Self {
+            name: text("NAME"),
+            address: address.chars().take(TEXT).collect(),
+            instance: match ours {
+                true => instance,
+                false => node.id.chars().take(TEXT).collect(),
+            },
+            ours,
             group: text("AUTO_REGISTER_GROUP"),
             namespace: text("NAMESPACE"),
             service_account: text("SERVICE_ACCOUNT"),
             network: text("NETWORK"),
-            instance: text("MESH_INSTANCE_ID"),
             version: text("MESH_AGENT_VERSION"),
             hostname: text("MESH_HOSTNAME"),
             labels,

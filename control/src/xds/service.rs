@@ -15,6 +15,7 @@ use crate::control::Control;
 use crate::error::Refusal;
 use crate::incoming::Peer;
 use crate::registry::Live;
+use crate::store::Agent;
 
 /// The service.
 #[derive(Clone)]
@@ -41,12 +42,12 @@ impl AggregatedDiscoveryService for Ads {
     ) -> Result<Response<Responses>, Status> {
         let peer = request.extensions().get::<Peer>().cloned().unwrap_or_default();
         // Before the stream exists: who is it? Its node comes with the first message.
-        self.control.authenticate(&peer).await?;
+        let agent = self.control.caller(&peer, request.metadata()).await?;
         let (sender, receiver) = mpsc::channel(2);
         let control = self.control.clone();
         tokio::spawn(async move {
             let mut requests = request.into_inner();
-            if let Err(refusal) = serve(&control, &peer, &mut requests, &sender).await {
+            if let Err(refusal) = serve(&control, agent, &peer, &mut requests, &sender).await {
                 tracing::info!(address = ?peer.address, word = refusal.word, %refusal, "xDS stream refused");
                 let _ = sender.send(Err(refusal.into())).await;
             }
@@ -60,6 +61,7 @@ type Sender = mpsc::Sender<Result<DeltaDiscoveryResponse, Status>>;
 /// Feeds one stream until it ends. The registration ends with it.
 async fn serve(
     control: &Arc<Control>,
+    agent: Agent,
     peer: &Peer,
     requests: &mut Streaming<DeltaDiscoveryRequest>,
     sender: &Sender,
@@ -70,8 +72,9 @@ async fn serve(
     };
     let Ok(Some(first)) = first else { return Ok(()) };
     let node = Node::read(first.node.as_ref())?;
-    let mut live = control.connect(peer, &node).await?;
-    let result = exchange(control, &mut live, first, requests, sender).await;
+    let (mut live, entry) = control.connect(agent, peer, &node).await?;
+    let session = Session::of(&node, control.own_uids(&node, entry));
+    let result = exchange(control, &mut live, session, first, requests, sender).await;
     control.disconnect(live).await;
     result
 }
@@ -79,12 +82,12 @@ async fn serve(
 async fn exchange(
     control: &Arc<Control>,
     live: &mut Live,
+    mut session: Session,
     first: DeltaDiscoveryRequest,
     requests: &mut Streaming<DeltaDiscoveryRequest>,
     sender: &Sender,
 ) -> Result<(), Refusal> {
     let mut snapshots = control.snapshots();
-    let mut session = Session::default();
     take(control, live, &mut session, &first).await?;
     loop {
         if !push(&mut session, &mut snapshots, sender, live).await? {

@@ -1,10 +1,14 @@
 //! One delta-ADS stream as a pure state machine: what it subscribed to, what it was sent, what it acknowledged.
+//!
+//! On demand a client names what it needs. As with istiod, who asks for a service gets the workloads behind it too, and a
+//! dedicated ztunnel gets its own workload unasked, for which it waits without ever asking.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use mesh_proto::envoy::discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse, Resource};
 
+use super::Node;
 use super::snapshot::{Snapshot, TypeSnapshot, XdsType};
 
 /// Names that one stream may ask for on demand; more is a fault or an attack.
@@ -17,6 +21,17 @@ const AWAITED: usize = 64;
 pub struct Session {
     types: BTreeMap<XdsType, TypeState>,
     nonce: u64,
+    client: Client,
+}
+
+/// What a stream's node says of the client.
+#[derive(Default)]
+struct Client {
+    /// Names that its own workload may have.
+    own: Vec<String>,
+    /// Whether it waits for the very name that it asked for. ztunnel does, and an alias is never a resource's name: it is told
+    /// that the alias, as a resource, is not there, after it was given what the alias stands for.
+    by_name: bool,
 }
 
 #[derive(Default)]
@@ -44,6 +59,17 @@ pub enum Acknowledged {
 }
 
 impl Session {
+    /// A new stream of this node, whose own workload has one of these names.
+    pub fn of(node: &Node, own: Vec<String>) -> Self {
+        Self {
+            client: Client {
+                own,
+                by_name: !node.ours,
+            },
+            ..Self::default()
+        }
+    }
+
     /// Takes a request in. Types that we do not serve are ignored. Fails when the client asks for too much.
     pub fn request(&mut self, request: &DeltaDiscoveryRequest) -> Result<Option<Acknowledged>, &'static str> {
         let Some(xds_type) = XdsType::of(&request.type_url) else {
@@ -66,7 +92,7 @@ impl Session {
     pub fn poll(&mut self, snapshot: &Snapshot) -> Vec<DeltaDiscoveryResponse> {
         let mut responses = Vec::new();
         for (xds_type, state) in &mut self.types {
-            let Some((resources, removed)) = state.difference(snapshot.of(*xds_type)) else {
+            let Some((resources, removed)) = state.difference(snapshot.of(*xds_type), &self.client) else {
                 continue;
             };
             self.nonce += 1;
@@ -123,6 +149,15 @@ impl TypeState {
         }
     }
 
+    /// What a client on demand is to have: what its names and aliases find, the workloads behind services, and its own workload.
+    fn demanded<'a>(&self, now: &'a TypeSnapshot, client: &Client) -> BTreeSet<&'a String> {
+        let names = self.names.keys().chain(&client.own);
+        let mut wanted: BTreeSet<&String> = names.filter_map(|n| now.find(n)).map(|(name, _)| name).collect();
+        let behind: Vec<_> = wanted.iter().filter_map(|name| now.members.get(*name)).collect();
+        wanted.extend(behind.into_iter().flatten());
+        wanted
+    }
+
     fn acknowledge(&mut self, xds_type: XdsType, request: &DeltaDiscoveryRequest) -> Option<Acknowledged> {
         if request.response_nonce.is_empty() {
             return None;
@@ -139,7 +174,7 @@ impl TypeState {
     }
 
     /// What the client lacks and what it must forget; `None` when there is nothing to say. The first answer always comes.
-    fn difference(&mut self, now: &Arc<TypeSnapshot>) -> Option<(Vec<Resource>, Vec<String>)> {
+    fn difference(&mut self, now: &Arc<TypeSnapshot>, client: &Client) -> Option<(Vec<Resource>, Vec<String>)> {
         let shown = self.shown.as_ref().is_some_and(|shown| Arc::ptr_eq(shown, now));
         if shown && !self.asked {
             return None;
@@ -149,11 +184,7 @@ impl TypeState {
         let wanted: BTreeSet<&String> = if self.wildcard {
             now.resources.keys().collect()
         } else {
-            self.names
-                .keys()
-                .filter_map(|n| now.find(n))
-                .map(|(name, _)| name)
-                .collect()
+            self.demanded(now, client)
         };
         let mut resources = Vec::new();
         for name in &wanted {
@@ -173,7 +204,10 @@ impl TypeState {
         let mut removed: Vec<String> = self.sent.keys().filter(|n| !wanted.contains(n)).cloned().collect();
         for (name, pending) in &mut self.names {
             // A name that finds nothing is answered as removed, once.
-            if *pending && now.find(name).is_none() && !removed.contains(name) {
+            let answered = now
+                .find(name)
+                .is_some_and(|(found, _)| !client.by_name || found == name);
+            if *pending && !answered && !removed.contains(name) {
                 removed.push(name.clone());
             }
             *pending = false;

@@ -1,6 +1,7 @@
 #![allow(clippy::unwrap_used)]
 use super::*;
 use crate::derive::World;
+use crate::xds::Node;
 use mesh_proto::istio::workload::Workload;
 use mesh_proto::type_url;
 
@@ -124,4 +125,97 @@ fn types_are_pushed_in_order() {
     }
     let order: Vec<_> = session.poll(&world).into_iter().map(|r| r.type_url).collect();
     assert_eq!(order, XdsType::ALL.map(|t| t.url().to_owned()));
+}
+
+/// A node that is not ours, as ztunnel sends it.
+fn ztunnel() -> Node {
+    Node {
+        instance: "ztunnel~10.0.0.9~me.ns~ns.svc.cluster.local".into(),
+        ..Node::default()
+    }
+}
+
+fn with_service(before: &Snapshot, members: &[&str]) -> Snapshot {
+    use mesh_proto::istio::workload::{NetworkAddress, PortList, Service};
+    let mut world = World::default();
+    let service = Service {
+        addresses: vec![NetworkAddress {
+            address: vec![240, 240, 0, 1],
+            ..NetworkAddress::default()
+        }],
+        ..Service::default()
+    };
+    world.services.insert("ns/s.example".into(), service);
+    for uid in members {
+        let workload = Workload {
+            services: [("ns/s.example".to_owned(), PortList::default())].into(),
+            ..Workload::default()
+        };
+        world.workloads.insert((*uid).to_owned(), workload);
+    }
+    world.workloads.insert("stranger".into(), Workload::default());
+    Snapshot::new(before, &world, &[], "mesh.internal", &[("f".into(), "pem".into())])
+}
+
+#[test]
+fn who_asks_for_a_service_gets_the_workloads_behind_it_now_and_later() {
+    let one = with_service(&Snapshot::default(), &["a"]);
+    for asked in ["ns/s.example", "/240.240.0.1"] {
+        let mut session = Session::default();
+        session.request(&request(&["*"], &["*"])).unwrap();
+        assert!(session.poll(&one)[0].resources.is_empty());
+        session.request(&request(&[asked], &[])).unwrap();
+        assert_eq!(names(&session.poll(&one)[0]), ["a", "ns/s.example"]);
+        assert_eq!(names(&session.poll(&with_service(&one, &["a", "b"]))[0]), ["b"]);
+        assert_eq!(session.poll(&with_service(&one, &[]))[0].removed_resources, ["a", "b"]);
+    }
+}
+
+#[test]
+fn ztunnel_is_answered_under_the_alias_that_it_waits_for() {
+    let world = snapshot(&Snapshot::default(), &[("a", 1), ("b", 2)]);
+    let mut session = Session::of(&ztunnel(), Vec::new());
+    session.request(&request(&["*"], &["*"])).unwrap();
+    session.poll(&world);
+    session.request(&request(&["/10.0.0.2"], &[])).unwrap();
+    let answer = session.poll(&world);
+    assert_eq!(names(&answer[0]), ["b"]);
+    assert_eq!(answer[0].removed_resources, ["/10.0.0.2"]);
+    // It reconnects while it waits: what is pending is listed without a version.
+    let held = [
+        ("/10.0.0.1".to_owned(), String::new()),
+        ("b".to_owned(), answer[0].resources[0].version.clone()),
+    ];
+    let again = DeltaDiscoveryRequest {
+        initial_resource_versions: held.into(),
+        ..request(&["*"], &["*"])
+    };
+    let mut session = Session::of(&ztunnel(), Vec::new());
+    session.request(&again).unwrap();
+    let answer = session.poll(&world);
+    assert_eq!(names(&answer[0]), ["a"]);
+    assert_eq!(answer[0].removed_resources, ["/10.0.0.1"]);
+}
+
+#[test]
+fn on_demand_a_client_gets_its_own_workload_unasked() {
+    let world = snapshot(&Snapshot::default(), &[("a", 1), ("b", 2)]);
+    let mut session = Session::of(&ztunnel(), vec!["b".into(), "c".into()]);
+    session.request(&request(&["*"], &["*"])).unwrap();
+    let answer = session.poll(&world);
+    assert_eq!((names(&answer[0]), answer[0].removed_resources.len()), (vec!["b"], 0));
+    assert_eq!(names(&session.poll(&snapshot(&world, &[("b", 2), ("c", 3)]))[0]), ["c"]);
+}
+
+#[test]
+fn the_types_of_our_own_agents_come_only_to_those_who_subscribe() {
+    let world = snapshot(&Snapshot::default(), &[("a", 1)]);
+    let mut session = Session::of(&ztunnel(), Vec::new());
+    for url in [type_url::ADDRESS, type_url::AUTHORIZATION] {
+        let mut first = request(&[], &[]);
+        first.type_url = url.to_owned();
+        session.request(&first).unwrap();
+    }
+    let order: Vec<_> = session.poll(&world).into_iter().map(|r| r.type_url).collect();
+    assert_eq!(order, [type_url::ADDRESS, type_url::AUTHORIZATION]);
 }

@@ -65,6 +65,8 @@ pub struct TypeSnapshot {
     pub resources: BTreeMap<String, Arc<Entry>>,
     /// From alias to name.
     pub aliases: BTreeMap<String, String>,
+    /// From a service to the workloads behind it: whoever asks for the one gets the others.
+    pub members: BTreeMap<String, Vec<String>>,
 }
 
 impl TypeSnapshot {
@@ -154,6 +156,9 @@ fn addresses(world: &World) -> TypeSnapshot {
             r#type: Some(address::Type::Workload(workload.clone())),
         };
         all.insert(uid.clone(), type_url::ADDRESS, wrapped.encode_to_vec(), aliases);
+        for service in workload.services.keys() {
+            all.members.entry(service.clone()).or_default().push(uid.clone());
+        }
     }
     all
 }
