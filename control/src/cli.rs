@@ -129,6 +129,11 @@ async fn run(arguments: Arguments, output: &Output) -> Result<(), Failure> {
         Command::Ca { command } => {
             let mut client = connect().await?;
             let status = match command {
+                CaCommand::Root => {
+                    let status = client.ca_status(CaStatusRequest {}).await?.into_inner();
+                    let anchors: String = status.anchors.iter().map(|a| a.certificate.as_str()).collect();
+                    return say(anchors.trim_end());
+                }
                 CaCommand::Status => client.ca_status(CaStatusRequest {}).await?,
                 CaCommand::Rotate { force } => client.ca_rotate(CaRotateRequest { force }).await?,
             };

@@ -90,6 +90,7 @@ impl Control {
             subject: anchor.subject.clone(),
             not_after: Some(timestamp(anchor.not_after)),
             signing: anchor.row.fingerprint == authority.signing(),
+            certificate: anchor.row.certificate.clone(),
         };
         let phase = match Phase::of(&authority) {
             Phase::Steady => "steady",

@@ -156,6 +156,8 @@ pub(super) struct Apply {
 pub(super) enum CaCommand {
     /// Anchors, which one signs, and how many agents acknowledged the newest.
     Status,
+    /// Print the anchors, PEM: what a ztunnel takes as CA_ROOT_CA and XDS_ROOT_CA.
+    Root,
     /// Begin to replace the CA's key. It signs once every agent with a live certificate acknowledged it.
     Rotate {
         /// Take the next step without waiting; agents that did not acknowledge it are cut off until they join again.

@@ -65,6 +65,16 @@ async fn a_token_stands_alone_on_standard_output() {
 }
 
 #[tokio::test]
+async fn the_root_is_printed_as_pem() {
+    let server = Server::start().await;
+    let shown = meshctl(&server.socket(), &["ca", "root"]).await;
+    assert!(shown.status.success(), "{shown:?}");
+    let lines: Vec<_> = text(&shown.stdout).lines().collect();
+    assert_eq!(lines.first(), Some(&"-----BEGIN CERTIFICATE-----"));
+    assert_eq!(lines.last(), Some(&"-----END CERTIFICATE-----"));
+}
+
+#[tokio::test]
 async fn exit_codes_tell_failures_apart() {
     let server = Server::start().await;
     let socket = server.socket();

@@ -7,3 +7,4 @@ mod durability;
 mod join;
 mod operator;
 mod xds;
+mod ztunnel;

@@ -362,6 +362,9 @@ pub struct Anchor {
     pub not_after: ::core::option::Option<::prost_types::Timestamp>,
     #[prost(bool, tag = "4")]
     pub signing: bool,
+    /// PEM.
+    #[prost(string, tag = "5")]
+    pub certificate: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct CreateOperatorTokenRequest {
