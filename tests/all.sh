@@ -35,6 +35,8 @@ whole_tests() { cargo test --locked --workspace --tests --profile "$PROFILE" -q;
 doc_tests() { cargo test --locked --workspace --doc --profile "$PROFILE" -q; }
 demo() { MESH_BIN=$BIN DEMO_MEGABYTES=64 tests/demo/demo.sh; }
 
+say_interop() { [ -n "${ZTUNNEL:-}" ] || skip "interop (ztunnel)" "ZTUNNEL names no binary"; }
+
 has_root() { [ "$(id -u)" = 0 ]; }
 has_tun() { [ -c /dev/net/tun ]; }
 
@@ -43,6 +45,7 @@ tier lint make --no-print-directory lint
 tier build build_programs
 if has_root && has_tun; then
     tier "tests (unit and whole agents)" whole_tests
+    say_interop
     tier demo demo
 else
     why="needs root and /dev/net/tun"

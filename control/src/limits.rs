@@ -1,4 +1,4 @@
-//! Bounds on calls that come before authentication: joins and recoveries per second, in all and by source address.
+//! Bounds on calls that come before authentication: joins, recoveries and calls with a token per second, in all and by source address.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr};
@@ -88,7 +88,7 @@ impl Limits {
         Err(Refusal::new(
             Code::ResourceExhausted,
             "rate-limited",
-            "too many joins at once; wait a few seconds and try again",
+            "too many joins, or calls with a token, at once; wait a few seconds and try again",
         ))
     }
 }

@@ -5,6 +5,7 @@ mod access;
 mod apply;
 mod tokens;
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 pub use access::{OPERATOR_TOKEN_PREFIX, OperatorCredential};
@@ -20,7 +21,8 @@ use tonic::{Request, Response, Status};
 use crate::control::Control;
 use crate::control::register::entry_name;
 use crate::error::Refusal;
-use crate::store::{Agent, CertificateRow, now, timestamp};
+use crate::resources::Kind;
+use crate::store::{Agent, CertificateRow, ResourceRow, now, timestamp};
 
 /// The service.
 #[derive(Clone)]
@@ -40,6 +42,9 @@ impl Operators {
             .store
             .run(move |tx| {
                 let live = CertificateRow::newest_live(tx, now())?;
+                let entries = ResourceRow::list(tx, Kind::WorkloadEntry.as_str(), "", "")?;
+                let names = entries.into_iter().filter_map(|row| Some((row.agent?, row.key.name)));
+                let names: HashMap<String, String> = names.collect();
                 let mut infos = Vec::new();
                 for agent in Agent::list(tx)? {
                     let clones = Agent::clones(tx, &agent.id)?;
@@ -50,7 +55,11 @@ impl Operators {
                         (None, false) => "disconnected",
                     };
                     infos.push(AgentInfo {
-                        workload: entry_name(&agent.workload_group, &agent.address),
+                        workload: match names.get(&agent.id) {
+                            Some(name) => name.clone(),
+                            None if agent.workload_group.is_empty() => agent.hostname.clone(),
+                            None => entry_name(&agent.workload_group, &agent.address),
+                        },
                         id: agent.id,
                         hostname: agent.hostname,
                         namespace: agent.namespace,

@@ -129,3 +129,7 @@ fn parse(bytes: &[u8]) -> Result<JwkSet, String> {
     }
     Ok(keys)
 }
+
+#[cfg(test)]
+#[path = "keys_tests.rs"]
+mod tests;

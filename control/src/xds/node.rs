@@ -92,7 +92,10 @@ impl Node {
             service_account: text("SERVICE_ACCOUNT"),
             network: text("NETWORK"),
             version: text("MESH_AGENT_VERSION"),
-            hostname: text("MESH_HOSTNAME"),
+            hostname: match ours {
+                true => text("MESH_HOSTNAME"),
+                false => text("NAME"),
+            },
             labels,
             locality,
         })
