@@ -3,6 +3,7 @@
 
 mod cli;
 mod common;
+mod data_plane;
 mod durability;
 mod join;
 mod operator;
