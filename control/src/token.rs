@@ -80,6 +80,7 @@ pub fn create(
         token_id: row.id.clone(),
         secret: secret.to_vec(),
         trust_domain: authority.trust_domain.clone(),
+        istio: None,
     });
     Ok((text, row))
 }

@@ -23,6 +23,8 @@
 //! | [`transport`] | QUIC or TCP to a peer |
 //! | [`h3`] | HTTP/3 frames, QPACK and the CONNECT head |
 //! | [`token`] | the bootstrap token |
+//! | [`istio`] | what a bundle of istioctl says, and what istiod is told of us |
+//! | [`own_record`] | whether the control plane lists this machine as it should |
 //! | [`rotation`] | when a certificate is renewed |
 #![forbid(unsafe_code)]
 
@@ -34,8 +36,10 @@ pub mod engine;
 pub mod h3;
 pub mod identity;
 pub mod inbound;
+pub mod istio;
 mod mix;
 pub mod outbound;
+pub mod own_record;
 pub mod packet;
 pub mod policy;
 pub mod proxy;

@@ -10,14 +10,14 @@ use prost::Message as _;
 
 /// What every token of this version begins with.
 const PREFIX: &str = "mesh1.";
-/// No token that we print comes near this; a longer paste is not worth decoding.
-const MAX_LENGTH: usize = 16 * 1024;
+/// No token that we print comes near this, not even one that holds a bundle of istioctl; a longer paste is not worth decoding.
+pub const MAX_LENGTH: usize = 64 * 1024;
 
 /// Why a string is not a token.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum TokenError {
     #[error(
-        "not a mesh-agent token: it does not begin with \"mesh1.\"; paste the whole line that `meshctl token create` printed"
+        "not a mesh-agent token: it does not begin with \"mesh1.\"; paste the whole line that `meshctl token create` (or `token pack`) printed"
     )]
     Foreign,
     #[error("the token is mistyped or cut off (its checksum does not fit); paste the whole line again")]
@@ -57,6 +57,10 @@ fn check(token: &BootstrapToken) -> Result<(), TokenError> {
     if token.addresses.is_empty() {
         return Err(TokenError::Unsupported("it names no control plane"));
     }
+    if token.istio.is_some() {
+        // What is in the bundle has checks, and errors, of its own: `istio::check`.
+        return Ok(());
+    }
     if token.ca_pins.is_empty() || token.ca_pins.iter().any(|pin| pin.len() != 32) {
         return Err(TokenError::Unsupported("it pins no CA key by SHA-256"));
     }
@@ -70,6 +74,7 @@ fn check(token: &BootstrapToken) -> Result<(), TokenError> {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+    use mesh_proto::mesh::IstioBundle;
     use proptest::prelude::*;
 
     fn any_token() -> impl Strategy<Value = BootstrapToken> {
@@ -86,6 +91,7 @@ mod tests {
                 token_id,
                 secret,
                 trust_domain,
+                istio: None,
             })
     }
 
@@ -129,5 +135,10 @@ mod tests {
         );
         let empty = encode(&BootstrapToken::default());
         assert!(matches!(decode(&empty), Err(TokenError::Unsupported(_))));
+        let nowhere = encode(&BootstrapToken {
+            istio: Some(IstioBundle::default()),
+            ..BootstrapToken::default()
+        });
+        assert!(matches!(decode(&nowhere), Err(TokenError::Unsupported(_))));
     }
 }

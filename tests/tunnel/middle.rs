@@ -59,6 +59,7 @@ fn token(ca: &Ca, port: u16) -> String {
         token_id: "t".into(),
         secret: vec![7; 32],
         trust_domain: "mesh.internal".into(),
+        istio: None,
     })
 }
 
