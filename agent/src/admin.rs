@@ -230,4 +230,5 @@ fn text(status: StatusCode, body: &str) -> Reply {
 
 /// Name of the socket in the run directory.
 pub const SOCKET: &str = "admin.sock";
-const MAX_BODY: usize = 16 << 10;
+/// A token, and white space around it.
+const MAX_BODY: usize = mesh_core::token::MAX_LENGTH + 1024;

@@ -210,8 +210,13 @@ impl App {
                     return Err(error).context("the data plane failed");
                 }
                 command = self.commands.recv() => match command {
-                    Some(Command::Join { reply, .. }) => {
-                        let _ = reply.send(Err(format!("already joined as {}; run mesh-agent leave first", member.name())));
+                    Some(Command::Join { token, address, reply }) => {
+                        // Refused, unless only this helps.
+                        if let Some(joining) = self.join(&token, address, reply).await {
+                            self.pulse.send_replace(None);
+                            member.hand_over().await?;
+                            return Ok(Next::Joined(Some(joining)));
+                        }
                     }
                     Some(Command::Leave { reply }) => {
                         let told = member.tell_leave().await;

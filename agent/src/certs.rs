@@ -133,10 +133,16 @@ pub fn split_bundle(bundle: &str) -> anyhow::Result<Vec<String>> {
     }
 }
 
-/// A fresh P-256 key and a request for it, both PEM. What the request says beside its public key is not read.
-pub fn key_and_request() -> anyhow::Result<(String, String)> {
+/// A fresh P-256 key and a request for it, both PEM. mesh-control and istiod read nothing of it but the public key; other CAs
+/// behind istiod's interface may want to see the identity too.
+pub fn key_and_request(identity: Option<&Identity>) -> anyhow::Result<(String, String)> {
     let key = rcgen::KeyPair::generate()?;
-    let request = rcgen::CertificateParams::new(Vec::new())?.serialize_request(&key)?;
+    let mut params = rcgen::CertificateParams::new(Vec::new())?;
+    if let Some(identity) = identity {
+        params.distinguished_name = rcgen::DistinguishedName::new();
+        params.subject_alt_names = vec![rcgen::SanType::URI(identity.to_string().try_into()?)];
+    }
+    let request = params.serialize_request(&key)?;
     Ok((key.serialize_pem(), request.pem()?))
 }
 
@@ -152,3 +158,6 @@ pub fn random() -> u64 {
     let _ = aws_lc_rs::rand::fill(&mut bytes);
     u64::from_le_bytes(bytes)
 }
+
+/// How long a certificate is asked for, in seconds; the control plane may give less.
+pub const LIFETIME: i64 = 86_400;

@@ -1,4 +1,5 @@
-//! A connection to the control plane: TLS 1.3, and at the other end the reserved identity under a CA that we trust.
+//! A connection to the control plane: TLS 1.3, and at the other end, under a CA that we trust, the reserved identity
+//! (mesh-control) or the name that the bundle gives (istiod).
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
@@ -8,7 +9,7 @@ use anyhow::{Context as _, anyhow, bail};
 use hyper_util::rt::TokioIo;
 use mesh_core::identity::Identity;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::client::verify_server_cert_signed_by_trust_anchor;
+use rustls::client::{WebPkiServerVerifier, verify_server_cert_signed_by_trust_anchor};
 use rustls::crypto::{CryptoProvider, verify_tls13_signature};
 use rustls::server::ParsedCertificate;
 use rustls::sign::SingleCertAndKey;
@@ -32,10 +33,38 @@ pub enum Trust {
     Roots(Arc<RootCertStore>),
 }
 
+/// Who must be at the other end.
+#[derive(Clone, Debug)]
+pub enum Server {
+    /// mesh-control: the identity that is reserved for it in this trust domain.
+    MeshControl { trust_domain: String, trust: Trust },
+    /// istiod: a certificate for this DNS name. The name is sent in clear (SNI), by which gateways find istiod.
+    Istiod { name: String, roots: Arc<RootCertStore> },
+}
+
+impl Server {
+    fn name(&self) -> &str {
+        match self {
+            Self::MeshControl { .. } => "control.mesh",
+            Self::Istiod { name, .. } => name,
+        }
+    }
+
+    /// How often the connection is tried, and how long an answer may take. istiod ends connections that ask too often; this is
+    /// as often as ztunnel does.
+    fn keep_alive(&self) -> (Duration, Duration) {
+        match self {
+            Self::MeshControl { .. } => (Duration::from_secs(5), Duration::from_secs(5)),
+            Self::Istiod { .. } => (Duration::from_secs(30), Duration::from_secs(10)),
+        }
+    }
+}
+
 /// One TLS connection, verified, and not used yet.
 #[derive(Debug)]
 pub struct Verified {
     stream: TlsStream<TcpStream>,
+    server: Server,
     /// Our end of it.
     pub local: SocketAddr,
 }
@@ -58,25 +87,25 @@ impl Verified {
                     .ok_or_else(|| std::io::Error::other("the connection was used up"))
             }
         });
-        let endpoint = Endpoint::from_static("http://control.mesh")
-            .http2_keep_alive_interval(Duration::from_secs(5))
-            .keep_alive_timeout(Duration::from_secs(5))
+        let (interval, timeout) = self.server.keep_alive();
+        let endpoint = Endpoint::from_shared(format!("http://{}", self.server.name()))?
+            .http2_keep_alive_interval(interval)
+            .keep_alive_timeout(timeout)
             .keep_alive_while_idle(true);
         Ok(endpoint.connect_with_connector(connector).await?)
     }
 }
 
-/// Connects to the first of `addresses` that answers and is the control plane of `trust_domain`.
+/// Connects to the first of `addresses` that answers and is `server`.
 pub async fn connect(
     addresses: &[String],
-    trust_domain: &str,
-    trust: &Trust,
+    server: &Server,
     credentials: Option<&Credentials>,
     lookup: &Lookup,
 ) -> anyhow::Result<Verified> {
     let mut errors = Vec::new();
     for address in addresses {
-        match connect_one(address, trust_domain, trust, credentials, lookup).await {
+        match connect_one(address, server, credentials, lookup).await {
             Ok(verified) => return Ok(verified),
             Err(error) => errors.push(format!("{address}: {error:#}")),
         }
@@ -89,8 +118,7 @@ pub async fn connect(
 
 async fn connect_one(
     address: &str,
-    trust_domain: &str,
-    trust: &Trust,
+    server: &Server,
     credentials: Option<&Credentials>,
     lookup: &Lookup,
 ) -> anyhow::Result<Verified> {
@@ -100,14 +128,15 @@ async fn connect_one(
         match socket::connect(peer, lookup.mark, CONNECT).await {
             Ok(stream) => {
                 let local = stream.local_addr()?;
-                let config = Arc::new(config(trust_domain, trust, credentials)?);
-                let name = ServerName::try_from("control.mesh").context("the server name")?;
+                let config = Arc::new(config(server, credentials)?);
+                let name = ServerName::try_from(server.name().to_owned()).context("the server name")?;
                 let handshake = tokio_rustls::TlsConnector::from(config).connect(name, stream);
                 let stream = tokio::time::timeout(CONNECT, handshake)
                     .await
                     .context("the TLS handshake took too long")?;
                 return Ok(Verified {
-                    stream: stream.map_err(explain)?,
+                    stream: stream.map_err(|error| explain(error, server))?,
+                    server: server.clone(),
                     local,
                 });
             }
@@ -117,7 +146,7 @@ async fn connect_one(
     Err(last)
 }
 
-fn explain(error: std::io::Error) -> anyhow::Error {
+fn explain(error: std::io::Error, server: &Server) -> anyhow::Error {
     let tls = error.get_ref().and_then(|inner| inner.downcast_ref::<Error>());
     match tls {
         Some(Error::InvalidCertificate(
@@ -126,27 +155,37 @@ fn explain(error: std::io::Error) -> anyhow::Error {
             | CertificateError::NotValidYet
             | CertificateError::NotValidYetContext { .. },
         )) => anyhow!("{error}; the clock of this machine is probably wrong: set it (timedatectl) and try again"),
+        // The roots of all meshes have one name by default; then it is the signature that does not fit.
+        Some(Error::InvalidCertificate(CertificateError::UnknownIssuer | CertificateError::BadSignature))
+            if matches!(server, Server::Istiod { .. }) =>
+        {
+            anyhow!(
+                "the certificate of {} is not signed by an anchor of root-cert.pem: the bundle is of another mesh, or older than \
+                 the mesh's root; make a fresh one",
+                server.name()
+            )
+        }
         Some(Error::General(why)) => anyhow!("{why}"),
         _ => anyhow!("the TLS handshake failed: {error}"),
     }
 }
 
-fn config(
-    trust_domain: &str,
-    trust: &Trust,
-    credentials: Option<&Credentials>,
-) -> anyhow::Result<rustls::ClientConfig> {
+fn config(server: &Server, credentials: Option<&Credentials>) -> anyhow::Result<rustls::ClientConfig> {
     let provider = provider();
-    let expected = Identity::control_plane(trust_domain)?;
-    let verifier = ControlVerifier {
-        trust: trust.clone(),
-        expected,
-        provider: provider.clone(),
+    let verifier: Arc<dyn ServerCertVerifier> = match server {
+        Server::MeshControl { trust_domain, trust } => Arc::new(ControlVerifier {
+            trust: trust.clone(),
+            expected: Identity::control_plane(trust_domain)?,
+            provider: provider.clone(),
+        }),
+        Server::Istiod { roots, .. } => {
+            WebPkiServerVerifier::builder_with_provider(roots.clone(), provider.clone()).build()?
+        }
     };
     let builder = rustls::ClientConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&rustls::version::TLS13])?
         .dangerous()
-        .with_custom_certificate_verifier(Arc::new(verifier));
+        .with_custom_certificate_verifier(verifier);
     let mut config = match credentials {
         Some(credentials) => {
             builder.with_client_cert_resolver(Arc::new(SingleCertAndKey::from(credentials.key.clone())))
@@ -154,7 +193,7 @@ fn config(
         None => builder.with_no_client_auth(),
     };
     config.alpn_protocols = vec![b"h2".to_vec()];
-    config.enable_sni = false;
+    config.enable_sni = matches!(server, Server::Istiod { .. });
     config.resumption = rustls::client::Resumption::disabled();
     Ok(config)
 }

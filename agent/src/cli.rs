@@ -11,8 +11,10 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand, ValueEnum};
+use mesh_core::istio::BundleError;
 
-/// Exit codes: 0 done, 1 failed, 2 wrong usage, 3 not joined, 4 the daemon does not run, 5 the connection would be refused.
+/// Exit codes: 0 done, 1 failed, 2 wrong usage, 3 not joined, 4 the daemon does not run, 5 the connection would be refused,
+/// 6 a fresh bundle of istioctl is needed.
 #[derive(Debug, Parser)]
 #[command(name = "mesh-agent", version, about = "A userspace service mesh for this machine", after_help = EXAMPLES)]
 pub struct Cli {
@@ -25,22 +27,23 @@ pub struct Cli {
 
 const EXAMPLES: &str = "Examples:
   sudo mesh-agent join < token          join with a token from `meshctl token create`
+  sudo mesh-agent join --istio-bundle DIR   join istiod with what `istioctl x workload entry configure` wrote
   sudo systemctl enable --now mesh-agent
   mesh-agent status                     how this machine stands
   mesh-agent why self orders.shop.mesh.internal:80   which rule decides
   sudo mesh-agent leave                 leave the mesh and forget the identity
 
 Exit codes: 0 done, 1 failed, 2 wrong usage, 3 not joined, 4 the daemon does not run,
-            5 the connection would be refused (why)";
+            5 the connection would be refused (why), 6 a fresh bundle of istioctl is needed (join, status)";
 
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Run the daemon (systemd does this)
     #[command(after_help = "Examples:\n  mesh-agent run\n  mesh-agent run --config /tmp/agent.toml")]
     Run,
-    /// Join a mesh with a bootstrap token
+    /// Join a mesh with a bootstrap token, or with a bundle of istioctl
     #[command(
-        after_help = "Examples:\n  sudo mesh-agent join < token\n  sudo mesh-agent join --token-file /root/token --address 10.0.0.5\n  MESH_AGENT_TOKEN=mesh1... sudo -E mesh-agent join"
+        after_help = "Examples:\n  sudo mesh-agent join < token\n  sudo mesh-agent join --token-file /root/token --address 10.0.0.5\n  MESH_AGENT_TOKEN=mesh1... sudo -E mesh-agent join\n  sudo mesh-agent join --istio-bundle ./bundle\n  sudo mesh-agent join --istio-bundle ./bundle --istiod-address lb.example.com:15012"
     )]
     Join(JoinArguments),
     /// Show how this machine stands
@@ -86,6 +89,12 @@ struct JoinArguments {
     /// Read the token from this file
     #[arg(long, value_name = "FILE", conflicts_with = "token")]
     token_file: Option<PathBuf>,
+    /// Join istiod with the five files that `istioctl x workload entry configure` wrote into this directory
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["token", "token_file"])]
+    istio_bundle: Option<PathBuf>,
+    /// Where istiod (or its gateway) is reached, instead of what the bundle's `hosts` says
+    #[arg(long, value_name = "HOST:PORT", requires = "istio_bundle")]
+    istiod_address: Option<String>,
     /// The address by which peers reach this machine, instead of the one that the control plane sees
     #[arg(long)]
     address: Option<IpAddr>,
@@ -119,7 +128,8 @@ pub fn main() -> ExitCode {
         Err(error) => {
             let text = format!("mesh-agent: {error:#}\n");
             let _ = std::io::Write::write_all(&mut std::io::stderr(), text.as_bytes());
-            ExitCode::from(FAILED)
+            let stale = error.downcast_ref::<BundleError>().is_some_and(BundleError::is_stale);
+            ExitCode::from(if stale { NEEDS_BUNDLE } else { FAILED })
         }
     }
 }
@@ -129,6 +139,7 @@ const FAILED: u8 = 1;
 const NOT_JOINED: u8 = 3;
 const NOT_RUNNING: u8 = 4;
 const DENIED: u8 = 5;
+const NEEDS_BUNDLE: u8 = 6;
 
 #[cfg(test)]
 mod tests {

@@ -1,5 +1,8 @@
 //! From a bootstrap token to a membership: certificate, trust anchors, addresses, kept in the state directory.
 
+mod control_plane;
+mod istiod;
+
 use std::net::IpAddr;
 use std::time::Duration;
 
@@ -11,9 +14,10 @@ use rcgen::{PublicKeyData as _, SigningKey as _};
 use serde::{Deserialize, Serialize};
 
 use crate::certs::{Pem, key_and_request};
-use crate::channel::{self, Trust, hex};
+use crate::channel::{self, Server, Trust, hex};
 use crate::dns::Lookup;
 use crate::state::{self, State};
+pub use control_plane::{ControlPlane, Istiod};
 
 /// The token that systemd hands us as the credential `token`; the unit's default, `none`, means that there is none.
 pub fn credential() -> Option<String> {
@@ -41,11 +45,14 @@ pub struct Membership {
     pub control_addresses: Vec<String>,
     /// Hex SHA-256 of the SubjectPublicKeyInfo of each accepted CA key.
     pub ca_pins: Vec<String>,
+    /// Files of before there was a choice do not say it.
+    #[serde(default)]
+    pub control_plane: ControlPlane,
 }
 
 impl Membership {
     /// The SPIFFE ID as which we joined.
-    pub fn identity(&self) -> String {
+    pub fn spiffe_id(&self) -> String {
         let Self {
             trust_domain,
             namespace,
@@ -84,33 +91,49 @@ pub fn host_key(state: &State) -> anyhow::Result<HostKey> {
     Ok(HostKey(key))
 }
 
-/// Joins with a token. Nothing but the host key is left behind by a failure; a lost reply is asked for again.
+/// Joins with a token. Nothing but the host key is left behind by a failure; a lost reply is asked for again. A member may join
+/// again only where istiod is its control plane and its certificate has expired.
 pub async fn join(state: &State, text: &str, address: Option<IpAddr>, lookup: &Lookup) -> anyhow::Result<Membership> {
     let token = token::decode(text)?;
+    if let Some(member) = state.membership()? {
+        istiod::may_rejoin(&member, Pem::load(state)?, &token)?;
+    }
+    let (membership, pem) = match &token.istio {
+        Some(bundle) => persist(async || istiod::join(&token, bundle, address, lookup).await).await?,
+        None => join_mesh_control(state, &token, address, lookup).await?,
+    };
+    pem.store(state)?;
+    state.write(state::MEMBERSHIP, &serde_json::to_vec_pretty(&membership)?)?;
+    Ok(membership)
+}
+
+async fn join_mesh_control(
+    state: &State,
+    token: &BootstrapToken,
+    address: Option<IpAddr>,
+    lookup: &Lookup,
+) -> anyhow::Result<(Membership, Pem)> {
     let had_host_key = state.read(state::HOST_KEY)?.is_some();
     let host = host_key(state)?;
-    let mut attempt = 0;
-    let result = loop {
-        attempt += 1;
-        match try_join(&token, &host, address, lookup).await {
-            Err(Refused { error, retry: true }) if attempt < ATTEMPTS => {
-                tracing::warn!(target: "mesh_agent::join", error = %format!("{error:#}"), attempt, "trying again");
-                tokio::time::sleep(Duration::from_millis(300 * attempt)).await;
+    let joined = persist(async || try_join(token, &host, address, lookup).await).await;
+    if joined.is_err() && !had_host_key {
+        state.remove(&[state::HOST_KEY])?;
+    }
+    joined
+}
+
+/// Tries again while that may help.
+async fn persist<T>(mut attempt: impl AsyncFnMut() -> Result<T, Refused>) -> anyhow::Result<T> {
+    let mut attempts = 0;
+    loop {
+        attempts += 1;
+        match attempt().await {
+            Ok(done) => return Ok(done),
+            Err(Refused { error, retry: true }) if attempts < ATTEMPTS => {
+                tracing::warn!(target: "mesh_agent::join", error = %format!("{error:#}"), attempt = attempts, "trying again");
+                tokio::time::sleep(Duration::from_millis(300 * attempts)).await;
             }
-            other => break other,
-        }
-    };
-    match result {
-        Ok((membership, pem)) => {
-            pem.store(state)?;
-            state.write(state::MEMBERSHIP, &serde_json::to_vec_pretty(&membership)?)?;
-            Ok(membership)
-        }
-        Err(Refused { error, .. }) => {
-            if !had_host_key {
-                state.remove(&[state::HOST_KEY])?;
-            }
-            Err(error)
+            Err(Refused { error, .. }) => return Err(error),
         }
     }
 }
@@ -141,10 +164,13 @@ async fn try_join(
         .iter()
         .filter_map(|pin| pin.as_slice().try_into().ok())
         .collect();
-    let trust = Trust::Pins(pins);
-    let connection = channel::connect(&token.addresses, &token.trust_domain, &trust, None, lookup).await?;
+    let server = Server::MeshControl {
+        trust_domain: token.trust_domain.clone(),
+        trust: Trust::Pins(pins),
+    };
+    let connection = channel::connect(&token.addresses, &server, None, lookup).await?;
     let proof = host.prove(&connection.exporter()?)?;
-    let (key, csr) = key_and_request()?;
+    let (key, csr) = key_and_request(None)?;
     let request = JoinRequest {
         token_id: token.token_id.clone(),
         secret: token.secret.clone(),
@@ -217,6 +243,7 @@ fn accept(token: &BootstrapToken, key: String, response: JoinResponse) -> anyhow
             response.control_addresses
         },
         ca_pins: token.ca_pins.iter().map(|pin| hex(pin)).collect(),
+        control_plane: ControlPlane::MeshControl,
     };
     Ok((membership, pem))
 }

@@ -30,6 +30,7 @@ pub mod notify;
 pub mod outbound;
 pub mod pulse;
 pub mod ready;
+pub mod record;
 pub mod shared;
 pub mod socket;
 pub mod state;

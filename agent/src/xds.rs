@@ -1,26 +1,26 @@
 //! Drives the delta-xDS session of `mesh_core` over gRPC, publishes each new world, and keeps the last good one on disk.
 
+mod node;
+mod stream;
+
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use anyhow::Context as _;
 use mesh_core::world::World;
 use mesh_core::xds::Session;
-use mesh_proto::envoy::core::Node;
-use mesh_proto::envoy::discovery::DeltaDiscoveryRequest;
-use mesh_proto::envoy::discovery::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
+use mesh_proto::envoy::discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
 use mesh_proto::snapshot::{Snapshot, TypeState};
 use mesh_proto::{type_url, wkt};
 use prost::Message as _;
 use tokio::sync::{mpsc, watch};
-use tokio_stream::wrappers::ReceiverStream;
 
-use crate::certs::{Credentials, random, root_store, unix};
-use crate::channel::{self, Trust};
+use crate::certs::{Credentials, random, unix};
 use crate::config::Config;
-use crate::join::{Membership, hostname};
+use crate::join::Membership;
 use crate::metrics::xds as metrics;
 use crate::state::{self, State};
+use stream::Stream;
 
 /// How the session stands.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -59,7 +59,7 @@ impl Xds {
     ) -> (Self, watch::Receiver<Arc<World>>, watch::Receiver<Status>) {
         let (world, world_watch) = watch::channel(Arc::default());
         let (status, status_watch) = watch::channel(Status::default());
-        let session = Session::new(node(&membership), &TYPES);
+        let session = Session::new(node::node(&membership), types(&membership));
         let mut xds = Self {
             config,
             membership,
@@ -96,37 +96,27 @@ impl Xds {
                 status.error = Some(error);
                 status.reconnects += 1;
             });
-            tokio::time::sleep(pause(failures)).await;
+            tokio::time::sleep(pause(failures, random())).await;
             failures += 1;
         }
     }
 
     async fn stream(&mut self, failures: &mut u32) -> anyhow::Result<()> {
         let credentials = self.credentials.borrow().clone().context("there is no certificate")?;
-        let Membership {
-            control_addresses,
-            trust_domain,
-            ..
-        } = &self.membership;
-        let trust = Trust::Roots(Arc::new(root_store(&credentials.root_pems)?));
-        let lookup = self.config.lookup();
-        let connected = channel::connect(control_addresses, trust_domain, &trust, Some(&credentials), &lookup).await?;
-        let client = AggregatedDiscoveryServiceClient::new(connected.channel().await?);
-        let mut client = client.max_decoding_message_size(MAX_MESSAGE);
-
-        let (requests, outgoing) = mpsc::channel(32);
-        for request in self.session.connected() {
-            requests.send(request).await.context("queueing the first requests")?;
+        if let Some(command) = self.membership.needs_bundle(credentials.not_after) {
+            anyhow::bail!(
+                "the certificate has expired, so that istiod would refuse it; a fresh bundle is needed: {command}"
+            );
         }
-        let response = client.delta_aggregated_resources(ReceiverStream::new(outgoing)).await;
-        let mut responses = response.map_err(|status| refused(&status))?.into_inner();
+        let first = self.session.connected();
+        let mut stream = Stream::open(&self.config, &self.membership, &credentials, first).await?;
         let mut save = tokio::time::interval(SAVE);
         loop {
             tokio::select! {
-                response = responses.message() => {
-                    let Some(response) = response.map_err(|status| refused(&status))? else { return Ok(()) };
+                response = stream.next() => {
+                    let Some(response) = response? else { return Ok(()) };
                     *failures = 0;
-                    self.handle(response, &requests).await?;
+                    self.handle(response, &stream.requests).await?;
                 }
                 _ = save.tick() => self.save(),
             }
@@ -135,7 +125,7 @@ impl Xds {
 
     async fn handle(
         &mut self,
-        response: mesh_proto::envoy::discovery::DeltaDiscoveryResponse,
+        response: DeltaDiscoveryResponse,
         requests: &mpsc::Sender<DeltaDiscoveryRequest>,
     ) -> anyhow::Result<()> {
         let is_bundle = response.type_url == type_url::TRUST_BUNDLE;
@@ -226,76 +216,21 @@ impl Xds {
     }
 }
 
-/// Full jitter between 10 ms and 15 s (as ztunnel does it).
-fn pause(failures: u32) -> Duration {
-    let most = 20u64.saturating_mul(1 << failures.min(10)).min(15_000);
-    Duration::from_millis(10 + random() % most)
-}
-
-fn refused(status: &tonic::Status) -> anyhow::Error {
-    let code = status
-        .metadata()
-        .get("x-mesh-error")
-        .and_then(|code| code.to_str().ok());
-    match code {
-        Some("clone") => anyhow::anyhow!(
-            "refused as a clone: another machine is connected with this machine's identity ({}); \
-             run `mesh-agent leave` on the copy and join it with a token of its own",
-            status.message()
-        ),
-        Some("host-key-revoked" | "certificate-revoked") => {
-            anyhow::anyhow!("this machine was revoked: {}", status.message())
-        }
-        _ => {
-            // The cause of a broken connection, such as a TLS alert, is further down.
-            let mut causes = vec![format!("{}: {}", status.code(), status.message())];
-            let mut cause = std::error::Error::source(status);
-            while let Some(error) = cause {
-                causes.push(error.to_string());
-                cause = error.source();
-            }
-            let text = causes.join(": ");
-            if text.contains("CertificateRevoked") {
-                return anyhow::anyhow!("this machine was revoked; join again with a new token ({text})");
-            }
-            anyhow::anyhow!("{text}")
-        }
-    }
-}
-
-fn node(membership: &Membership) -> Node {
-    let Membership {
-        workload_name,
-        namespace,
-        address,
-        ..
-    } = membership;
-    let text = |text: &str| wkt::Value {
-        kind: Some(wkt::value::Kind::StringValue(text.into())),
+/// Full jitter: after a stream that was answered up to a second, for a control plane that goes lets go of all its agents at
+/// once; then from 40 ms, doubled with each failure, up to 15 s (as ztunnel does it).
+fn pause(failures: u32, random: u64) -> Duration {
+    let most = match failures {
+        0 => 1_000,
+        _ => 20u64.saturating_mul(1 << failures.min(10)).min(15_000),
     };
-    let instance = format!("{:016x}", random());
-    let fields = [
-        ("NAME", workload_name.as_str()),
-        ("NAMESPACE", namespace),
-        ("SERVICE_ACCOUNT", &membership.service_account),
-        ("AUTO_REGISTER_GROUP", &membership.workload_group),
-        ("INSTANCE_IPS", &address.to_string()),
-        ("NETWORK", &membership.network),
-        ("CLUSTER_ID", &membership.cluster_id),
-        ("MESH_AGENT_ID", &membership.agent_id),
-        ("MESH_INSTANCE_ID", &instance),
-        ("MESH_AGENT_VERSION", env!("CARGO_PKG_VERSION")),
-        ("MESH_HOSTNAME", &hostname()),
-    ]
-    .map(|(name, value)| (name.to_owned(), text(value)));
-    Node {
-        id: format!("ztunnel~{address}~{workload_name}.{namespace}~{namespace}.svc.cluster.local"),
-        metadata: Some(wkt::Struct {
-            fields: fields.into_iter().collect(),
-        }),
-        user_agent_name: "mesh-agent".into(),
-        user_agent_version: env!("CARGO_PKG_VERSION").into(),
-        ..Node::default()
+    Duration::from_millis(10 + random % most)
+}
+
+/// What is subscribed to: istiod knows nothing of what mesh-control adds.
+fn types(membership: &Membership) -> &'static [&'static str] {
+    match membership.istiod() {
+        None => &TYPES,
+        Some(_) => &TYPES[..2],
     }
 }
 
@@ -307,5 +242,3 @@ const TYPES: [&str; 4] = [
 ];
 /// How often a changed world is written to disk.
 const SAVE: Duration = Duration::from_secs(2);
-/// As ztunnel allows.
-const MAX_MESSAGE: usize = 200 << 20;

@@ -6,6 +6,7 @@ mod arguments;
 mod client;
 pub mod daemon;
 mod output;
+mod pack;
 mod print;
 
 use std::fmt;
@@ -80,7 +81,7 @@ async fn run(arguments: Arguments, output: &Output) -> Result<(), Failure> {
             let documents = apply::read(&command.filename)?;
             apply::run(&mut connect().await?, documents, command.dry_run, output).await
         }
-        Command::Token { command } => token(&mut connect().await?, command, output).await,
+        Command::Token { command } => token(connect(), command, output).await,
         Command::Get { kind, name, namespace } => {
             let request = GetRequest {
                 kind: if kind.eq_ignore_ascii_case("all") {
@@ -152,7 +153,12 @@ async fn run(arguments: Arguments, output: &Output) -> Result<(), Failure> {
     }
 }
 
-async fn token(client: &mut Client, command: TokenCommand, output: &Output) -> Result<(), Failure> {
+/// Not every one of them needs the control plane.
+async fn token(
+    client: impl Future<Output = Result<Client, Failure>>,
+    command: TokenCommand,
+    output: &Output,
+) -> Result<(), Failure> {
     match command {
         TokenCommand::Create(create) => {
             let request = CreateTokenRequest {
@@ -162,14 +168,23 @@ async fn token(client: &mut Client, command: TokenCommand, output: &Output) -> R
                 cidrs: create.cidr,
                 addresses: create.address,
             };
-            print::token(&client.create_token(request).await?.into_inner(), output)
+            print::token(&client.await?.create_token(request).await?.into_inner(), output)
         }
+        TokenCommand::Pack(command) => pack::run(&command),
         TokenCommand::List => print::tokens(
-            &client.list_tokens(ListTokensRequest {}).await?.into_inner().tokens,
+            &client
+                .await?
+                .list_tokens(ListTokensRequest {})
+                .await?
+                .into_inner()
+                .tokens,
             output,
         ),
         TokenCommand::Revoke { id } => {
-            client.revoke_token(RevokeTokenRequest { id: id.clone() }).await?;
+            client
+                .await?
+                .revoke_token(RevokeTokenRequest { id: id.clone() })
+                .await?;
             say(&format!("token {id} revoked"))
         }
     }

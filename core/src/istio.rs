@@ -13,7 +13,7 @@ mod tests;
 
 use std::net::IpAddr;
 
-pub use bundle::{Files, check, pem, read};
+pub use bundle::{Files, check, pack, pem, read};
 pub use env::Malformed;
 pub use jwt::{Claims, claims};
 pub use mesh_proto::mesh::IstioBundle;

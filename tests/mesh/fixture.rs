@@ -120,21 +120,7 @@ impl Mesh {
 
     /// A machine on the bridge, not joined.
     pub fn machine(&mut self, name: &str) -> Machine {
-        let host = Host::new(name);
-        let (ip4, ip6) = self.lan.attach(&host);
-        let dir = self.dir.path().join(format!("{name}-{ip4}"));
-        std::fs::create_dir_all(dir.join("etc")).unwrap();
-        let machine = Machine {
-            host,
-            name: name.into(),
-            ip4: ip4.to_string(),
-            ip6: ip6.to_string(),
-            dir,
-            agent: None,
-        };
-        machine.configure("");
-        machine.resolv_conf("nameserver 100.64.100.53\n");
-        machine
+        Machine::attached(&self.lan, self.dir.path(), name)
     }
 
     /// A machine of `group` whose agent runs and is ready.
@@ -160,6 +146,25 @@ pub fn saw(recorded: &[u8], needle: &[u8]) -> bool {
 }
 
 impl Machine {
+    /// On this bridge, with a directory of its own below `dir`.
+    pub fn attached(lan: &Lan, dir: &Path, name: &str) -> Self {
+        let host = Host::new(name);
+        let (ip4, ip6) = lan.attach(&host);
+        let dir = dir.join(format!("{name}-{ip4}"));
+        std::fs::create_dir_all(dir.join("etc")).unwrap();
+        let machine = Self {
+            host,
+            name: name.into(),
+            ip4: ip4.to_string(),
+            ip6: ip6.to_string(),
+            dir,
+            agent: None,
+        };
+        machine.configure("");
+        machine.resolv_conf("nameserver 100.64.100.53\n");
+        machine
+    }
+
     /// Whom this machine asks for names.
     pub fn resolv_conf(&self, text: &str) {
         std::fs::write(self.host.resolv_conf(), text).unwrap();

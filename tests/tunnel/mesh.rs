@@ -296,5 +296,6 @@ fn membership(name: &str) -> Membership {
         address: Ipv4Addr::LOCALHOST.into(),
         control_addresses: Vec::new(),
         ca_pins: Vec::new(),
+        control_plane: Default::default(),
     }
 }

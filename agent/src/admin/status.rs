@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use mesh_core::own_record::Finding;
 use mesh_core::policy::missing_policies;
 use serde_json::{Value, json};
 use tokio::sync::watch;
@@ -28,6 +29,8 @@ pub struct Member {
     pub xds: watch::Receiver<xds::Status>,
     /// Prefixes that are captured.
     pub captured: watch::Receiver<usize>,
+    /// What is wrong with our own record.
+    pub record: watch::Receiver<Vec<Finding>>,
 }
 
 /// The whole status.
@@ -53,7 +56,12 @@ impl Member {
             .iter()
             .flat_map(|own| missing_policies(&world, own).map(ToString::to_string))
             .collect();
-        let problems = self.problems(&xds, own.is_some(), &missing);
+        let findings: Vec<_> = self.record.borrow().iter().map(ToString::to_string).collect();
+        let needs_bundle = self
+            .shared
+            .credentials()
+            .and_then(|credentials| membership.needs_bundle(credentials.not_after));
+        let problems = self.problems(&xds, own.is_some(), &missing, &findings, needs_bundle.as_deref());
         let certificate = self.shared.credentials().map(|credentials| {
             json!({
                 "identity": credentials.identity.to_string(),
@@ -68,10 +76,12 @@ impl Member {
             "healthy": problems.is_empty(),
             "problems": problems,
             "agent_id": membership.agent_id,
-            "identity": membership.identity(),
+            "identity": membership.spiffe_id(),
             "workload": format!("{}/{}", membership.namespace, membership.workload_name),
             "address": membership.address,
+            "needs_bundle": needs_bundle,
             "control": {
+                "kind": if membership.istiod().is_some() { "istiod" } else { "mesh-control" },
                 "connected": xds.connected,
                 "addresses": membership.control_addresses,
                 "error": xds.error,
@@ -84,7 +94,7 @@ impl Member {
                 "services": world.services().count(),
                 "policies": world.policies().count(),
             },
-            "own_record": { "present": own.is_some(), "addresses": self.shared.own_addresses(&world) },
+            "own_record": { "present": own.is_some(), "findings": findings, "addresses": self.shared.own_addresses(&world) },
             "policies": {
                 "missing": missing,
                 "rejected": xds.rejected.iter().map(|(name, why)| json!({"name": name, "reason": why})).collect::<Vec<_>>(),
@@ -117,12 +127,26 @@ impl Member {
         json!({ "file": file, "lists": lists.collect::<Vec<_>>(), "problems": crls.problems })
     }
 
-    fn problems(&self, xds: &xds::Status, has_record: bool, missing: &[String]) -> Vec<String> {
+    fn problems(
+        &self,
+        xds: &xds::Status,
+        has_record: bool,
+        missing: &[String],
+        findings: &[String],
+        needs_bundle: Option<&str>,
+    ) -> Vec<String> {
         let mut problems = Vec::new();
+        if let Some(command) = needs_bundle {
+            problems.push(format!(
+                "the certificate has expired, and istiod gives a new one only for a fresh bundle. Make it: {command}; then here: \
+                 sudo mesh-agent join --istio-bundle DIR"
+            ));
+        }
         if let Some(error) = xds.error.as_ref().filter(|_| !xds.connected) {
             problems.push(format!("not connected to the control plane: {error}"));
         }
-        if !has_record {
+        problems.extend_from_slice(findings);
+        if !has_record && findings.is_empty() {
             problems.push("our own record is not in the world yet: peers cannot reach this machine".into());
         }
         if !missing.is_empty() {
@@ -135,7 +159,7 @@ impl Member {
         problems.extend(crls.problems.iter().map(|problem| format!("CRL: {problem}")));
         match self.shared.credentials() {
             None => problems.push("there is no usable certificate".into()),
-            Some(credentials) if credentials.not_after <= SystemTime::now() => {
+            Some(credentials) if needs_bundle.is_none() && credentials.not_after <= SystemTime::now() => {
                 problems.push("the certificate has expired; renewal goes on".into());
             }
             Some(_) => {}

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
+use mesh_core::own_record::Finding;
 use mesh_core::policy::{PlaintextRule, compile_plaintext};
 use mesh_core::world::World;
 use mesh_proto::mesh::LeaveRequest;
@@ -14,8 +15,8 @@ use tokio::task::JoinSet;
 
 use super::shard::Shard;
 use crate::admin::status;
-use crate::certs::{Credentials, Pem, Renewal, root_store};
-use crate::channel::{self, Trust};
+use crate::certs::{Credentials, Pem, Renewal};
+use crate::channel;
 use crate::config::Config;
 use crate::crl::{CrlFile, Crls};
 use crate::flows::Flows;
@@ -29,7 +30,7 @@ use crate::tls::Revoked;
 use crate::transports::Transports;
 use crate::tun::Tun;
 use crate::xds::{self, Xds};
-use crate::{inbound, metrics};
+use crate::{inbound, metrics, record};
 
 /// See the module.
 #[derive(Debug)]
@@ -38,6 +39,7 @@ pub(super) struct Member {
     shared: Arc<Shared>,
     xds: watch::Receiver<xds::Status>,
     captured: watch::Receiver<usize>,
+    record: watch::Receiver<Vec<Finding>>,
     shard: Shard,
     tasks: JoinSet<()>,
     /// Ends the task that owns our part of the kernel.
@@ -46,8 +48,17 @@ pub(super) struct Member {
 
 #[derive(Debug)]
 struct KernelTask {
-    stop: watch::Sender<bool>,
+    stop: watch::Sender<Stop>,
     task: tokio::task::JoinHandle<anyhow::Result<()>>,
+}
+
+/// What becomes of our part of the kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stop {
+    No,
+    Remove,
+    /// It stays for who comes next.
+    Leave,
 }
 
 impl Member {
@@ -98,12 +109,15 @@ impl Member {
             tasks.spawn(file.run());
         }
         tasks.spawn(become_ready(world, waiting));
+        let (found, record) = watch::channel(Vec::new());
+        tasks.spawn(record::look_after(shared.clone(), xds_status.clone(), found));
         tasks.spawn(sample(shared.clone(), shard.stats.clone(), xds_status.clone()));
         Ok(Self {
             config: config.clone(),
             shared,
             xds: xds_status,
             captured: captured_watch,
+            record,
             shard,
             tasks,
             kernel,
@@ -115,6 +129,7 @@ impl Member {
             shared: self.shared.clone(),
             xds: self.xds.clone(),
             captured: self.captured.clone(),
+            record: self.record.clone(),
         }
     }
 
@@ -138,17 +153,16 @@ impl Member {
         }
     }
 
-    /// Asks the control plane to forget this machine.
+    /// Asks the control plane to forget this machine. istiod does so by itself, some seconds after the stream has ended.
     pub(super) async fn tell_leave(&self) -> anyhow::Result<()> {
+        let membership = &self.shared.membership;
+        if membership.istiod().is_some() {
+            return Ok(());
+        }
         let credentials = self.shared.credentials().context("there is no certificate")?;
-        let Membership {
-            control_addresses,
-            trust_domain,
-            ..
-        } = &self.shared.membership;
-        let trust = Trust::Roots(Arc::new(root_store(&credentials.root_pems)?));
+        let server = membership.server(&credentials.root_pems)?;
         let lookup = self.config.lookup();
-        let connection = channel::connect(control_addresses, trust_domain, &trust, Some(&credentials), &lookup).await?;
+        let connection = channel::connect(&membership.control_addresses, &server, Some(&credentials), &lookup).await?;
         let mut client = JoinServiceClient::new(connection.channel().await?);
         tokio::time::timeout(Duration::from_secs(5), client.leave(LeaveRequest {})).await??;
         Ok(())
@@ -162,13 +176,25 @@ impl Member {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
         self.tasks.shutdown().await;
-        let _ = self.kernel.stop.send(true);
+        let _ = self.kernel.stop.send(Stop::Remove);
         self.kernel.task.await.context("the kernel task")??;
-        tokio::task::spawn_blocking(move || self.shard.stop())
-            .await
-            .context("stopping the data plane")?;
-        Ok(())
+        finish(self.shard).await
     }
+
+    /// Stops for a member that is started next, which takes over what is in the kernel: nothing opens between the two.
+    pub(super) async fn hand_over(mut self) -> anyhow::Result<()> {
+        self.tasks.shutdown().await;
+        let _ = self.kernel.stop.send(Stop::Leave);
+        self.kernel.task.await.context("the kernel task")??;
+        finish(self.shard).await
+    }
+}
+
+/// Ends what is left of the shard's thread, which may block.
+async fn finish(shard: Shard) -> anyhow::Result<()> {
+    tokio::task::spawn_blocking(move || shard.stop())
+        .await
+        .context("stopping the data plane")
 }
 
 /// The CRLs, and the task that follows their file when the settings name one.
@@ -199,7 +225,7 @@ impl KernelTask {
         mut xds: watch::Receiver<xds::Status>,
         captured: watch::Sender<usize>,
     ) -> Self {
-        let (stop, mut stopped) = watch::channel(false);
+        let (stop, mut stopped) = watch::channel(Stop::No);
         let task = tokio::spawn(async move {
             let mut world = shared.world.clone();
             let mut kernel = kernel;
@@ -207,6 +233,9 @@ impl KernelTask {
             loop {
                 tokio::select! {
                     _ = stopped.changed() => {
+                        if *stopped.borrow() == Stop::Leave {
+                            return Ok(());
+                        }
                         tokio::task::spawn_blocking(move || kernel.remove()).await?.context("cleaning up the kernel")?;
                         return Ok(());
                     }

@@ -12,8 +12,8 @@ use mesh_proto::mesh::RecoverRequest;
 use mesh_proto::mesh::join_service_client::JoinServiceClient;
 use tokio::sync::watch;
 
-use super::{Credentials, Pem, key_and_request, random, unix};
-use crate::channel::{self, Trust};
+use super::{Credentials, LIFETIME, Pem, key_and_request, random, unix};
+use crate::channel;
 use crate::config::Config;
 use crate::join::{Membership, host_key};
 use crate::state::State;
@@ -129,7 +129,17 @@ impl Renewal {
         let expired = credentials
             .as_ref()
             .is_none_or(|current| SystemTime::now() >= current.not_after);
-        let (key, csr) = key_and_request()?;
+        if let Some(command) = credentials
+            .as_ref()
+            .and_then(|one| self.membership.needs_bundle(one.not_after))
+        {
+            anyhow::bail!(
+                "the certificate has expired, and istiod gives a new one only for a fresh bundle. Make it: {command}; then here: \
+                 mesh-agent join --istio-bundle DIR"
+            );
+        }
+        let identity = self.membership.identity()?;
+        let (key, csr) = key_and_request(self.membership.istiod().map(|_| &identity))?;
         let chain = if expired {
             self.recover(csr).await?
         } else {
@@ -137,14 +147,15 @@ impl Renewal {
         };
         let mut pem = Pem::from_response(key, chain)?;
         let fresh = pem.credentials().context("the control plane's answer")?;
-        let expected = self.membership.identity();
-        if expected != fresh.identity.to_string() {
-            anyhow::bail!("the control plane signed for {} instead of {expected}", fresh.identity);
+        if fresh.identity != identity {
+            anyhow::bail!("the control plane signed for {} instead of {identity}", fresh.identity);
         }
-        // Anchors that are held stay until the trust bundle says otherwise.
-        for held in &self.pem.roots {
-            if !pem.roots.contains(held) {
-                pem.roots.push(held.clone());
+        // Anchors that are held stay until the trust bundle says otherwise. istiod has none: each answer has all anchors.
+        if self.membership.istiod().is_none() {
+            for held in &self.pem.roots {
+                if !pem.roots.contains(held) {
+                    pem.roots.push(held.clone());
+                }
             }
         }
         self.publish(pem)?;
@@ -156,9 +167,10 @@ impl Renewal {
         let mut client = IstioCertificateServiceClient::new(self.connect(credentials).await?.channel().await?);
         let request = IstioCertificateRequest {
             csr,
-            validity_duration: 86_400,
+            validity_duration: LIFETIME,
             metadata: None,
         };
+        let request = self.membership.request(request)?;
         let response = tokio::time::timeout(CALL, client.create_certificate(request)).await??;
         Ok(response.into_inner().cert_chain)
     }
@@ -178,20 +190,9 @@ impl Renewal {
     }
 
     async fn connect(&self, credentials: Option<&Credentials>) -> anyhow::Result<channel::Verified> {
-        let trust = Trust::Roots(Arc::new(super::root_store(&self.pem.roots)?));
-        let Membership {
-            control_addresses,
-            trust_domain,
-            ..
-        } = &self.membership;
-        channel::connect(
-            control_addresses,
-            trust_domain,
-            &trust,
-            credentials,
-            &self.config.lookup(),
-        )
-        .await
+        let server = self.membership.server(&self.pem.roots)?;
+        let addresses = &self.membership.control_addresses;
+        channel::connect(addresses, &server, credentials, &self.config.lookup()).await
     }
 
     /// Trusts exactly the anchors that the control plane announces; true when that changed something.
@@ -232,7 +233,18 @@ impl Renewal {
                 .duration_since(SystemTime::now())
                 .map_or(0, |left| left.as_secs())
         });
-        tracing::warn!(target: "mesh_agent::certs", error = %format!("{error:#}"), seconds_left = left, "the certificate was not renewed");
+        let error = format!("{error:#}");
+        if self.needs_bundle() {
+            tracing::error!(target: "mesh_agent::certs", %error, "this machine is out of the mesh until somebody acts");
+        } else {
+            tracing::warn!(target: "mesh_agent::certs", %error, seconds_left = left, "the certificate was not renewed");
+        }
+    }
+
+    fn needs_bundle(&self) -> bool {
+        let credentials = self.publish.borrow();
+        let expires = credentials.as_ref().map(|credentials| credentials.not_after);
+        expires.is_some_and(|at| self.membership.needs_bundle(at).is_some())
     }
 }
 

@@ -6,10 +6,10 @@ use std::io::IsTerminal as _;
 use serde_json::Value;
 
 use super::commands::print;
-use super::{DONE, FAILED, NOT_JOINED, NOT_RUNNING, Output, client};
+use super::{DONE, FAILED, NEEDS_BUNDLE, NOT_JOINED, NOT_RUNNING, Output, client};
 use crate::config::Config;
 
-/// Runs the command. 0: healthy, 1: something is wrong, 3: not joined, 4: no daemon.
+/// Runs the command. 0: healthy, 1: something is wrong, 3: not joined, 4: no daemon, 6: a fresh bundle is needed.
 pub(super) fn run(config: &Config, output: Output) -> anyhow::Result<u8> {
     let Some((_, text)) = client::request(config, "GET", "/status", String::new())? else {
         print(match output {
@@ -25,6 +25,7 @@ pub(super) fn run(config: &Config, output: Output) -> anyhow::Result<u8> {
     }
     Ok(match (status["state"].as_str(), status["healthy"].as_bool()) {
         (Some("waiting"), _) => NOT_JOINED,
+        _ if status["needs_bundle"].is_string() => NEEDS_BUNDLE,
         (_, Some(true)) => DONE,
         _ => FAILED,
     })
@@ -53,6 +54,8 @@ fn screen(status: &Value, colours: bool) -> String {
     let healthy = status["healthy"] == true;
     let word = if healthy {
         paint("healthy", "32")
+    } else if status["needs_bundle"].is_string() {
+        paint("needs a fresh bundle", "31")
     } else {
         paint("degraded", "31")
     };

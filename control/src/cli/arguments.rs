@@ -55,7 +55,7 @@ pub(super) enum Format {
 pub(super) enum Command {
     /// Join tokens.
     #[command(
-        after_help = "Examples:\n  meshctl token create --group shop/orders --lifetime 1h\n  meshctl token create --group shop/orders --uses 20 --cidr 10.0.0.0/8\n  meshctl token list\n  meshctl token revoke 0123456789abcdef"
+        after_help = "Examples:\n  meshctl token create --group shop/orders --lifetime 1h\n  meshctl token create --group shop/orders --uses 20 --cidr 10.0.0.0/8\n  meshctl token pack --istio-bundle ./bundle > token\n  meshctl token list\n  meshctl token revoke 0123456789abcdef"
     )]
     Token {
         #[command(subcommand)]
@@ -114,6 +114,8 @@ pub(super) enum Command {
 pub(super) enum TokenCommand {
     /// Make a token and print it, alone, on standard output.
     Create(TokenCreate),
+    /// Make one token of a bundle of istioctl, for a machine that joins istiod; no control plane is asked.
+    Pack(TokenPack),
     /// Show tokens; never their secrets.
     List,
     /// Make a token useless; machines that joined with it stay.
@@ -140,6 +142,16 @@ pub(super) struct TokenCreate {
     /// HOST:PORT of the control plane, instead of what its configuration says; can be repeated.
     #[arg(long, value_name = "HOST:PORT")]
     pub(super) address: Vec<String>,
+}
+
+#[derive(Args)]
+pub(super) struct TokenPack {
+    /// Directory with the five files that `istioctl x workload entry configure` wrote.
+    #[arg(long, value_name = "DIR")]
+    pub(super) istio_bundle: PathBuf,
+    /// Where machines reach istiod (or its gateway), instead of what the bundle's `hosts` says.
+    #[arg(long, value_name = "HOST:PORT")]
+    pub(super) istiod_address: Option<String>,
 }
 
 #[derive(Args)]

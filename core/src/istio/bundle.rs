@@ -10,6 +10,7 @@ use super::{AUDIENCE, BundleError, IstioBundle, MAX_FILE, claims, env, fresh_bun
 use crate::dns::lookup::in_hosts;
 use crate::identity::Identity;
 use crate::rotation::UnixTime;
+use crate::token::{self, BootstrapToken};
 
 /// What was found under each name; `None` where there is no file.
 #[derive(Clone, Debug, Default)]
@@ -25,8 +26,18 @@ impl Files {
     /// Names of the files, in a bundle's directory.
     pub const NAMES: [&str; 5] = [CLUSTER_ENV, MESH_YAML, ROOT_CERT, ISTIO_TOKEN, HOSTS];
 
-    /// Where the text of the file of this name goes.
-    pub fn slot(&mut self, name: &str) -> Option<&mut Option<String>> {
+    /// Asks for each file by its name; `None` says that there is none.
+    pub fn gather<E>(mut text: impl FnMut(&'static str) -> Result<Option<String>, E>) -> Result<Self, E> {
+        let mut files = Self::default();
+        for name in Self::NAMES {
+            if let (Some(text), Some(slot)) = (text(name)?, files.slot(name)) {
+                *slot = Some(text);
+            }
+        }
+        Ok(files)
+    }
+
+    pub(super) fn slot(&mut self, name: &str) -> Option<&mut Option<String>> {
         Some(match name {
             CLUSTER_ENV => &mut self.cluster_env,
             MESH_YAML => &mut self.mesh_yaml,
@@ -98,6 +109,17 @@ pub fn read(files: &Files, istiod_address: Option<&str>) -> Result<(Vec<String>,
             .collect(),
     };
     Ok((addresses, bundle))
+}
+
+/// The token that stands for a bundle that is good at `now`.
+pub fn pack(files: &Files, istiod_address: Option<&str>, now: UnixTime) -> Result<String, BundleError> {
+    let (addresses, bundle) = read(files, istiod_address)?;
+    check(&bundle, now)?;
+    Ok(token::encode(&BootstrapToken {
+        addresses,
+        istio: Some(bundle),
+        ..BootstrapToken::default()
+    }))
 }
 
 /// Whether a bundle can be joined with at `now`: complete, its token not expired, and of the account that it is for.

@@ -5,7 +5,7 @@ use mesh_proto::wkt::{Struct, value::Kind};
 use proptest::prelude::*;
 
 use super::*;
-use crate::token::{self, BootstrapToken};
+use crate::token;
 
 const NOW: u64 = 1_800_000_000;
 
@@ -232,15 +232,12 @@ fn a_packed_bundle_is_a_token_that_fits_a_terminals_line() {
     // Sizes as in practice: an RSA-signed token, an RSA root.
     files.root_cert = Some(pem(&[7; 800]));
     files.istio_token = Some(format!("{}{}", good_jwt(), "A".repeat(800)));
-    let (addresses, istio) = read(&files, None).unwrap();
-    let token = BootstrapToken {
-        addresses,
-        istio: Some(istio),
-        ..BootstrapToken::default()
-    };
-    let text = token::encode(&token);
+    let text = pack(&files, None, NOW).unwrap();
     assert!(text.len() < 4095, "{}", text.len());
-    assert_eq!(token::decode(&text), Ok(token));
+    let token = token::decode(&text).unwrap();
+    let (addresses, bundle) = read(&files, None).unwrap();
+    assert_eq!((token.addresses, token.istio), (addresses, Some(bundle)));
+    assert!(pack(&files, None, NOW + 60).unwrap_err().is_stale());
 }
 
 #[test]

@@ -39,7 +39,7 @@ struct Certificate {
 pub(super) fn of(membership: &Membership, credentials: Option<&Credentials>) -> Certificates {
     let Some(credentials) = credentials else {
         return Certificates {
-            identity: membership.identity(),
+            identity: membership.spiffe_id(),
             state: "Unavailable: there is no usable certificate",
             cert_chain: Vec::new(),
             root_certs: Vec::new(),
