@@ -242,3 +242,17 @@ const TYPES: [&str; 4] = [
 ];
 /// How often a changed world is written to disk.
 const SAVE: Duration = Duration::from_secs(2);
+
+#[cfg(test)]
+mod tests {
+    use super::pause;
+
+    #[test]
+    fn agents_do_not_come_back_all_at_once() {
+        let longest = |failures| (0..20_000).map(|random| pause(failures, random).as_millis()).max();
+        assert_eq!(longest(0), Some(10 + 999));
+        assert_eq!(longest(1), Some(10 + 39));
+        assert_eq!(longest(u32::MAX), Some(10 + 14_999));
+        assert_eq!(pause(u32::MAX, 0).as_millis(), 10);
+    }
+}

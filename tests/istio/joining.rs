@@ -14,6 +14,11 @@ fn a_bundle_makes_a_member_and_the_token_is_not_needed_again() {
     let bundle = lab.bundle();
     join(&machine, &bundle);
     std::fs::remove_dir_all(&bundle).unwrap();
+    let jwt = lab.script.lock().jwt.clone();
+    for file in std::fs::read_dir(machine.dir.join("state")).unwrap() {
+        let bytes = std::fs::read(file.unwrap().path()).unwrap();
+        assert!(!String::from_utf8_lossy(&bytes).contains(&jwt), "the token was stored");
+    }
     machine.start();
     machine.wait_ready();
     let status = machine.status();
@@ -297,4 +302,18 @@ fn a_refusal_of_istiod_is_explained() {
     lab.script.lock().no_streams = None;
     machine.start();
     machine.wait_ready();
+}
+
+#[test]
+fn without_a_daemon_a_machine_joins_again_once_its_certificate_has_expired() {
+    let lab = Lab::start();
+    lab.script.lock().lifetime = 2;
+    let machine = lab.machine("vm");
+    join(&machine, &lab.bundle());
+    let bundle = lab.bundle();
+    wait_until(SOON, "the certificate to expire", || {
+        try_join(&machine, &bundle, &[]).status.success()
+    });
+    let by_jwt = lab.script.lock().certificates.iter().filter(|one| one.by_jwt).count();
+    assert_eq!(by_jwt, 2, "only an expired certificate is asked for again");
 }

@@ -213,13 +213,10 @@ impl State {
             name,
             namespace,
             network,
-            addresses: vec![
-                match address {
-                    IpAddr::V4(v4) => v4.octets().to_vec(),
-                    IpAddr::V6(v6) => v6.octets().to_vec(),
-                }
-                .into(),
-            ],
+            addresses: vec![match address {
+                IpAddr::V4(v4) => v4.octets().to_vec(),
+                IpAddr::V6(v6) => v6.octets().to_vec(),
+            }],
             tunnel_protocol: if hbone {
                 TunnelProtocol::Hbone
             } else {

@@ -17,7 +17,7 @@ fn service(name: &str, vip: [u8; 4]) -> (String, address::Type) {
         hostname: hostname.clone(),
         addresses: vec![NetworkAddress {
             network: "vms".into(),
-            address: vip.to_vec().into(),
+            address: vip.to_vec(),
             ..NetworkAddress::default()
         }],
         ports: vec![Port {
@@ -77,7 +77,7 @@ fn what_is_bad_is_refused_alone() {
     let bad = Workload {
         uid: "c1//Pod/shop/bad".into(),
         namespace: "shop".into(),
-        addresses: vec![vec![1, 2, 3].into()],
+        addresses: vec![vec![1, 2, 3]],
         ..Workload::default()
     };
     let (good, service) = service("good", [10, 96, 0, 3]);

@@ -91,3 +91,51 @@ pub(super) fn name_cluster<T>(request: &mut tonic::Request<T>, cluster: &str) ->
     request.metadata_mut().insert("clusterid", cluster);
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_membership_of_before_there_was_a_choice_is_mesh_controls() {
+        let old = r#"{"agent_id":"a","trust_domain":"mesh.internal","namespace":"shop","service_account":"web","workload_name":"web-1",
+            "workload_group":"web","network":"","cluster_id":"c","dns_domain":"mesh.internal","address":"10.0.0.1",
+            "control_addresses":["10.0.0.9:15012"],"ca_pins":["00"]}"#;
+        let read: Membership = serde_json::from_str(old).unwrap();
+        assert_eq!(read.control_plane, ControlPlane::MeshControl);
+        assert_eq!(read.needs_bundle(SystemTime::UNIX_EPOCH), None);
+        let again: Membership = serde_json::from_str(&serde_json::to_string(&read).unwrap()).unwrap();
+        assert_eq!(again, read);
+    }
+
+    #[test]
+    fn only_istiod_needs_a_bundle_and_only_after_the_end() {
+        let member = Membership {
+            agent_id: String::new(),
+            trust_domain: "example.org".into(),
+            namespace: "shop".into(),
+            service_account: "orders".into(),
+            workload_name: "orders-10.0.0.1".into(),
+            workload_group: "orders".into(),
+            network: String::new(),
+            cluster_id: "c1".into(),
+            dns_domain: String::new(),
+            address: std::net::Ipv4Addr::LOCALHOST.into(),
+            control_addresses: Vec::new(),
+            ca_pins: Vec::new(),
+            control_plane: ControlPlane::Istiod(Istiod {
+                server_name: "istiod.istio-system.svc".into(),
+                anchors: Vec::new(),
+                proxy_metadata: BTreeMap::new(),
+                readiness_probe: String::new(),
+            }),
+        };
+        let hour = std::time::Duration::from_secs(3600);
+        assert_eq!(member.needs_bundle(SystemTime::now() + hour), None);
+        let command = member.needs_bundle(SystemTime::now() - hour).unwrap();
+        assert!(
+            command.contains("--name orders --namespace shop --clusterID c1"),
+            "{command}"
+        );
+    }
+}
