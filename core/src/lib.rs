@@ -22,6 +22,7 @@
 //! | [`connect`] | what a CONNECT says, and its answer |
 //! | [`transport`] | QUIC or TCP to a peer |
 //! | [`h3`] | HTTP/3 frames, QPACK and the CONNECT head |
+//! | [`health`] | whether this machine is to be sent anything: probes, their thresholds, draining |
 //! | [`token`] | the bootstrap token |
 //! | [`istio`] | what a bundle of istioctl says, and what istiod is told of us |
 //! | [`own_record`] | whether the control plane lists this machine as it should |
@@ -34,6 +35,7 @@ pub mod connect;
 pub mod dns;
 pub mod engine;
 pub mod h3;
+pub mod health;
 pub mod identity;
 pub mod inbound;
 pub mod istio;

@@ -180,6 +180,10 @@ pub struct Delta {
     pub removed_revocations: Vec<String>,
     /// (trust domain, PEM anchors).
     pub trust_bundle: Option<(String, Vec<String>)>,
+    /// How the application is probed from now on.
+    pub probe: Option<crate::health::Probe>,
+    /// It is probed no more.
+    pub removed_probe: bool,
     /// The first Address response was applied (also: an empty one).
     pub addresses_synced: bool,
     /// The first Authorization response was applied.

@@ -128,9 +128,10 @@ impl Session {
         Handled { delta, reply, rejected }
     }
 
-    /// Whether each type had a first response.
+    /// Whether each type had a first response; a control plane that is older than probes says nothing of those.
     pub fn synced(&self) -> bool {
-        self.types.iter().all(|state| state.synced)
+        let mut awaited = self.types.iter().filter(|state| state.type_url != type_url::PROBE);
+        awaited.all(|state| state.synced)
     }
 
     /// What is rejected now: (type URL, resource name, reason).
@@ -190,6 +191,7 @@ impl TypeState {
                 type_url::ADDRESS => delta.removed_addresses.push(name),
                 type_url::AUTHORIZATION => delta.removed_policies.push(name),
                 type_url::REVOCATION => delta.removed_revocations.push(name),
+                type_url::PROBE => delta.removed_probe = true,
                 _ => {} // Trust is replaced by the next bundle, never taken away.
             }
         }

@@ -20,6 +20,9 @@ pub mod envoy {
     pub use crate::generated::envoy::service::discovery::v3 as discovery;
 }
 
+/// What a gRPC probe asks (`grpc.health.v1`).
+pub use generated::grpc::health::v1 as health;
+
 /// Istio's own messages.
 pub mod istio {
     /// Authorization policies for L4 (`istio.security`).
@@ -52,4 +55,8 @@ pub mod type_url {
     pub const REVOCATION: &str = "type.googleapis.com/mesh.v1.Revocation";
     /// `mesh.v1.TrustBundle`.
     pub const TRUST_BUNDLE: &str = "type.googleapis.com/mesh.v1.TrustBundle";
+    /// `mesh.v1.Probe`.
+    pub const PROBE: &str = "type.googleapis.com/mesh.v1.Probe";
+    /// Not a resource: a request of this type says how the client's application is (Istio's `istio.v1.HealthInformation`).
+    pub const HEALTH: &str = "type.googleapis.com/istio.v1.HealthInformation";
 }

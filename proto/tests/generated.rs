@@ -7,6 +7,7 @@ use std::{env, fs};
 
 const FILES: &[&str] = &[
     "envoy/discovery.proto",
+    "grpc/health.proto",
     "istio/workload.proto",
     "istio/authorization.proto",
     "istio/ca.proto",

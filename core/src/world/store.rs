@@ -10,6 +10,7 @@ use ipnet::IpNet;
 use super::bucket::{Bucket, Entry};
 use super::{Delta, Revocation, Service, ServiceKey, TunnelProtocol, Workload, preferred};
 use crate::identity::Identity;
+use crate::health::Probe;
 use crate::policy::{Policy, Scope};
 
 /// An index of two steps, so that a look-up borrows its key.
@@ -43,6 +44,7 @@ pub struct World {
     revoked_serials: OrdMap<Arc<[u8]>, u32>,
     revoked_keys: OrdMap<[u8; 32], u32>,
     trust_bundle: Option<Arc<(String, Vec<String>)>>,
+    probe: Option<Arc<Probe>>,
     addresses_synced: bool,
     policies_synced: bool,
 }
@@ -74,6 +76,12 @@ impl World {
         }
         if let Some(bundle) = delta.trust_bundle {
             next.trust_bundle = Some(Arc::new(bundle));
+        }
+        if delta.removed_probe {
+            next.probe = None;
+        }
+        if let Some(probe) = delta.probe {
+            next.probe = Some(Arc::new(probe));
         }
         next.addresses_synced |= delta.addresses_synced;
         next.policies_synced |= delta.policies_synced;
@@ -181,6 +189,11 @@ impl World {
         self.trust_bundle
             .as_deref()
             .map(|(domain, anchors)| (domain.as_str(), anchors.as_slice()))
+    }
+
+    /// How the control plane wants our application probed.
+    pub fn probe(&self) -> Option<&Arc<Probe>> {
+        self.probe.as_ref()
     }
 
     /// Prefixes whose traffic is to be captured: service VIPs, and addresses of workloads that speak HBONE, are not

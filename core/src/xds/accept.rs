@@ -6,6 +6,7 @@ use mesh_proto::{mesh, type_url, wkt};
 use prost::Message;
 
 use super::{MAX_NAME, shortened};
+use crate::health::Fault;
 use crate::world::convert::{self, Names};
 use crate::world::{Delta, Revocation};
 
@@ -28,6 +29,7 @@ pub(super) fn resource(
         type_url::ADDRESS => one_address(name, decoded(&any.value)?, names, delta)?,
         type_url::AUTHORIZATION => one_policy(name, decoded(&any.value)?, delta)?,
         type_url::REVOCATION => one_revocation(name, decoded(&any.value)?, delta)?,
+        type_url::PROBE => probe(decoded(&any.value)?, delta)?,
         type_url::TRUST_BUNDLE => trust_bundle(decoded(&any.value)?, delta)?,
         _ => return Err("this type has no meaning here".to_owned()),
     }
@@ -86,6 +88,11 @@ fn trust_bundle(from: mesh::TrustBundle, delta: &mut Delta) -> Result<(), String
         return Err("a trust bundle has a trust domain and at least one anchor in PEM".to_owned());
     }
     delta.trust_bundle = Some((from.trust_domain, from.anchors));
+    Ok(())
+}
+
+fn probe(from: mesh::Probe, delta: &mut Delta) -> Result<(), String> {
+    delta.probe = Some(from.try_into().map_err(|fault: Fault| fault.to_string())?);
     Ok(())
 }
 

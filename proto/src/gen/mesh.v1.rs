@@ -154,6 +154,83 @@ pub struct TrustBundle {
     #[prost(string, repeated, tag = "2")]
     pub anchors: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
+/// xDS resource type.googleapis.com/mesh.v1.Probe, named "NAMESPACE/WORKLOAD_GROUP": how the group's agents probe their application.
+/// An agent is shown only the one of its own group.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Probe {
+    /// Seconds; 0 stands for the default of Istio: no delay, every 10 s, 1 s for an answer, one result in a row.
+    #[prost(uint32, tag = "1")]
+    pub initial_delay_seconds: u32,
+    #[prost(uint32, tag = "2")]
+    pub period_seconds: u32,
+    #[prost(uint32, tag = "3")]
+    pub timeout_seconds: u32,
+    /// Results in a row.
+    #[prost(uint32, tag = "4")]
+    pub success_threshold: u32,
+    #[prost(uint32, tag = "5")]
+    pub failure_threshold: u32,
+    #[prost(oneof = "probe::Method", tags = "6, 7, 8, 9")]
+    pub method: ::core::option::Option<probe::Method>,
+}
+/// Nested message and enum types in `Probe`.
+pub mod probe {
+    #[derive(Clone, PartialEq, ::prost::Oneof)]
+    pub enum Method {
+        #[prost(message, tag = "6")]
+        Http(super::HttpProbe),
+        #[prost(message, tag = "7")]
+        Tcp(super::TcpProbe),
+        #[prost(message, tag = "8")]
+        Grpc(super::GrpcProbe),
+        #[prost(message, tag = "9")]
+        Exec(super::ExecProbe),
+    }
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct HttpProbe {
+    /// "HTTP" or "HTTPS"; empty means the former.
+    #[prost(string, tag = "1")]
+    pub scheme: ::prost::alloc::string::String,
+    /// An address of the machine, or "localhost"; empty means the latter.
+    #[prost(string, tag = "2")]
+    pub host: ::prost::alloc::string::String,
+    #[prost(string, tag = "3")]
+    pub path: ::prost::alloc::string::String,
+    #[prost(uint32, tag = "4")]
+    pub port: u32,
+    #[prost(message, repeated, tag = "5")]
+    pub headers: ::prost::alloc::vec::Vec<http_probe::Header>,
+}
+/// Nested message and enum types in `HttpProbe`.
+pub mod http_probe {
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+    pub struct Header {
+        #[prost(string, tag = "1")]
+        pub name: ::prost::alloc::string::String,
+        #[prost(string, tag = "2")]
+        pub value: ::prost::alloc::string::String,
+    }
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct TcpProbe {
+    #[prost(string, tag = "1")]
+    pub host: ::prost::alloc::string::String,
+    #[prost(uint32, tag = "2")]
+    pub port: u32,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct GrpcProbe {
+    #[prost(uint32, tag = "1")]
+    pub port: u32,
+    #[prost(string, tag = "2")]
+    pub service: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ExecProbe {
+    #[prost(string, repeated, tag = "1")]
+    pub command: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+}
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct CreateTokenRequest {
     /// "namespace/name" of a WorkloadGroup.
@@ -349,6 +426,9 @@ pub struct AgentInfo {
     /// Trust anchors (SHA-256 of the certificate, hex) that it acknowledged.
     #[prost(string, repeated, tag = "14")]
     pub acknowledged_anchors: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Why its workload is out of rotation; empty when it is not.
+    #[prost(string, tag = "15")]
+    pub unhealthy: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct RefusedClone {

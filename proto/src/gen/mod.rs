@@ -20,6 +20,13 @@ pub mod google {
         include!("google.rpc.rs");
     }
 }
+pub mod grpc {
+    pub mod health {
+        pub mod v1 {
+            include!("grpc.health.v1.rs");
+        }
+    }
+}
 pub mod istio {
     pub mod security {
         include!("istio.security.rs");
