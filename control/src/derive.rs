@@ -10,6 +10,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use mesh_proto::istio::security::Authorization;
 use mesh_proto::istio::workload;
+use mesh_proto::mesh::Probe;
 
 use crate::resources::{AuthorizationPolicy, PeerAuthentication, Resource, Service, ServiceEntry, WorkloadEntry};
 
@@ -39,6 +40,8 @@ pub struct World {
     pub services: BTreeMap<String, workload::Service>,
     /// By `namespace/name`.
     pub policies: BTreeMap<String, Authorization>,
+    /// By `namespace/name` of the WorkloadGroup.
+    pub probes: BTreeMap<String, Probe>,
 }
 
 /// Resources by kind.
@@ -87,7 +90,22 @@ pub fn world(input: &Input<'_>) -> World {
             .into_iter()
             .map(|p| (format!("{}/{}", p.namespace, p.name), p))
             .collect(),
+        probes: input.resources.iter().filter_map(probe).collect(),
     }
+}
+
+/// A group's probe, under the name by which its agents are told of it.
+fn probe(resource: &Resource) -> Option<(String, Probe)> {
+    let Resource::WorkloadGroup(group) = resource else {
+        return None;
+    };
+    let name = probe_name(&group.metadata.namespace, &group.metadata.name);
+    Some((name, group.spec.probe.as_ref()?.into()))
+}
+
+/// Name of the probe of a group.
+pub fn probe_name(namespace: &str, group: &str) -> String {
+    format!("{namespace}/{group}")
 }
 
 /// Who needs an automatic address: services without one of their own.

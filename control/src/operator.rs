@@ -21,7 +21,7 @@ use tonic::{Request, Response, Status};
 use crate::control::Control;
 use crate::control::register::entry_name;
 use crate::error::Refusal;
-use crate::resources::Kind;
+use crate::resources::{Kind, Resource};
 use crate::store::{Agent, CertificateRow, ResourceRow, now, timestamp};
 
 /// The service.
@@ -45,6 +45,7 @@ impl Operators {
                 let entries = ResourceRow::list(tx, Kind::WorkloadEntry.as_str(), "", "")?;
                 let names = entries.into_iter().filter_map(|row| Some((row.agent?, row.key.name)));
                 let names: HashMap<String, String> = names.collect();
+                let unhealthy = unhealthy(tx)?;
                 let mut infos = Vec::new();
                 for agent in Agent::list(tx)? {
                     let clones = Agent::clones(tx, &agent.id)?;
@@ -60,6 +61,7 @@ impl Operators {
                             None if agent.workload_group.is_empty() => agent.hostname.clone(),
                             None => entry_name(&agent.workload_group, &agent.address),
                         },
+                        unhealthy: unhealthy.get(&agent.id).cloned().unwrap_or_default(),
                         id: agent.id,
                         hostname: agent.hostname,
                         namespace: agent.namespace,
@@ -86,6 +88,16 @@ impl Operators {
             })
             .await
     }
+}
+
+/// By agent: why its workload is out of rotation.
+fn unhealthy(tx: &rusqlite::Transaction<'_>) -> Result<HashMap<String, String>, crate::store::Error> {
+    let rows = ResourceRow::list(tx, Kind::WorkloadEntry.as_str(), "", "")?;
+    let of = |row: ResourceRow| match Resource::from_json(Kind::WorkloadEntry, &row.json) {
+        Ok(Resource::WorkloadEntry(entry)) => Some((row.agent?, entry.unhealthy()?.to_owned())),
+        _ => None,
+    };
+    Ok(rows.into_iter().filter_map(of).collect())
 }
 
 #[tonic::async_trait]

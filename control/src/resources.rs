@@ -71,8 +71,12 @@ impl Resource {
         }
         let head: Head = read(&document.yaml).map_err(|e| vec![places.serde_problem(document, &e)])?;
         let kind = Kind::of(head.api_version.as_deref(), head.kind.as_deref()).map_err(|f| vec![problem(&f)])?;
-        let resource =
+        let mut resource =
             Self::read(kind, &document.yaml).map_err(|error| vec![places.serde_problem(document, &error)])?;
+        if let Self::WorkloadEntry(entry) = &mut resource {
+            // Of another cluster, perhaps; what is true here is for us to note.
+            entry.status = None;
+        }
         let findings = resource.check();
         if findings.is_empty() {
             return Ok(Some(resource));

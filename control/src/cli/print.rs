@@ -93,7 +93,10 @@ pub(super) fn agents(agents: &[AgentInfo], output: &Output) -> Result<(), Failur
     let row = |a: &AgentInfo| {
         vec![
             a.id.clone(),
-            a.state.clone(),
+            match a.unhealthy.as_str() {
+                "" => a.state.clone(),
+                _ => format!("{}, unhealthy", a.state),
+            },
             format!("{}/{}", a.namespace, a.workload),
             a.service_account.clone(),
             a.address.clone(),
@@ -120,6 +123,10 @@ pub(super) fn agents(agents: &[AgentInfo], output: &Output) -> Result<(), Failur
     ];
     output.table(&header, &agents.iter().map(row).collect::<Vec<_>>())?;
     for agent in agents {
+        if !agent.unhealthy.is_empty() {
+            let reason = printable(&agent.unhealthy);
+            output::note(&format!("{} is out of rotation: {reason}", agent.id));
+        }
         if let Some(clone) = agent.clones.first() {
             let at = when(clone.at.as_ref());
             let host = printable(&clone.hostname);
@@ -140,6 +147,7 @@ fn agent_value(a: &AgentInfo) -> Value {
         "lastSeen": when(a.last_seen.as_ref()), "certificateNotAfter": when(a.certificate_not_after.as_ref()),
         "recoveries": a.recoveries, "clones": a.clones.iter().map(clone).collect::<Vec<_>>(),
         "acknowledgedAnchors": a.acknowledged_anchors,
+        "unhealthy": (!a.unhealthy.is_empty()).then_some(&a.unhealthy),
     })
 }
 

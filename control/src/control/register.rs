@@ -20,6 +20,9 @@ use crate::xds::Node;
 /// After a start of ours, how much longer than the grace period agents have to come back: their reconnects back off to 15 s.
 const RETURN: Duration = Duration::from_secs(20);
 
+/// Why a workload with a probe is out of rotation at first.
+const NO_REPORT: &str = "its probe has not reported yet";
+
 impl Control {
     /// Takes a stream in: checks what it claims, refuses clones, and registers the workload when it asks for that.
     /// Returns also the name of the WorkloadEntry that was made, empty when none was.
@@ -188,7 +191,7 @@ fn register(tx: &Transaction<'_>, agent: &Agent, node: &Node, source: Option<IpA
         let message = format!("address {address} is held by {holder}; remove that, or join with --address");
         return Err(Refusal::new(Code::FailedPrecondition, "address-taken", message));
     }
-    let entry = Resource::WorkloadEntry(entry_of(&agent, &group, node));
+    let entry = Resource::WorkloadEntry(with_health(tx, entry_of(&agent, &group, node), &agent, &group)?);
     let key = entry.key();
     ResourceRow::delete_of_agent(tx, &agent.id, &key.name)?;
     ResourceRow::put(tx, &key, entry.api_version(), &entry.to_json(), Some(&agent.id), now())?;
@@ -290,6 +293,23 @@ fn entry_of(agent: &Agent, group: &WorkloadGroup, node: &Node) -> WorkloadEntry 
         ..template.clone()
     };
     WorkloadEntry::new(meta, spec)
+}
+
+/// What is known of the health stays known over a reconnect. A new workload that is probed waits for its first report.
+fn with_health(
+    tx: &Transaction<'_>,
+    mut entry: WorkloadEntry,
+    agent: &Agent,
+    group: &WorkloadGroup,
+) -> Result<WorkloadEntry, Refusal> {
+    let rows = ResourceRow::of_agent(tx, &agent.id)?;
+    let known = rows.iter().find(|row| row.key.name == entry.metadata.name);
+    match known.map(|row| Resource::from_json(Kind::WorkloadEntry, &row.json)) {
+        Some(Ok(Resource::WorkloadEntry(known))) => entry.status = known.status,
+        _ if group.spec.probe.is_some() => entry.set_unhealthy(Some(NO_REPORT)),
+        _ => {}
+    }
+    Ok(entry)
 }
 
 #[cfg(test)]

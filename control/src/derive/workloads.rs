@@ -45,6 +45,9 @@ fn of_entry(input: &Input<'_>, entry: &WorkloadEntry, services: &[Derived], atta
             config: None,
         });
     }
+    if entry.unhealthy().is_some() {
+        workload.status = WorkloadStatus::Unhealthy.into();
+    }
     let selecting = services.iter().filter(|service| {
         let here = service.records.first().is_some_and(|r| r.namespace == meta.namespace);
         here && service.selector.as_ref().is_some_and(|wanted| {

@@ -3,12 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
+use mesh_core::health::Probe;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::check::{
-    Finding, address_or_range, is_host, is_host_or_wildcard, parse_range, port, spiffe_part, unsupported,
-};
+use super::check::{Finding, address_or_range, is_host, is_host_or_wildcard, parse_range, port, spiffe_part};
 use super::meta::{Labels, Meta};
 
 /// Annotation of a WorkloadGroup: comma-separated CIDR ranges, from which its agents may register any address.
@@ -84,8 +83,9 @@ pub struct WorkloadEntry {
     pub metadata: Meta,
     /// What it says.
     pub spec: EntryTemplate,
-    #[serde(default, skip_serializing, rename = "status")]
-    _status: Option<serde::de::IgnoredAny>,
+    /// What its agent reported, as Istio notes it; nothing while the workload is healthy.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub status: Option<Value>,
 }
 
 impl WorkloadEntry {
@@ -96,8 +96,23 @@ impl WorkloadEntry {
             kind: "WorkloadEntry".to_owned(),
             metadata,
             spec,
-            _status: None,
+            status: None,
         }
+    }
+
+    /// Why the workload is out of rotation; nothing while it is in.
+    pub fn unhealthy(&self) -> Option<&str> {
+        let conditions = self.status.as_ref()?.get("conditions")?.as_array()?;
+        let mut conditions = conditions.iter();
+        let condition = conditions.find(|one| one["type"] == "Healthy" && one["status"] == "False")?;
+        Some(condition["message"].as_str().unwrap_or_default())
+    }
+
+    /// Notes why the workload is out of rotation, or that it is in.
+    pub fn set_unhealthy(&mut self, reason: Option<&str>) {
+        self.status = reason.map(
+            |reason| serde_json::json!({ "conditions": [{ "type": "Healthy", "status": "False", "message": reason }] }),
+        );
     }
 
     /// Labels of the spec and of the metadata; the metadata's win.
@@ -137,8 +152,9 @@ pub struct WorkloadGroupSpec {
     pub metadata: Option<GroupMeta>,
     /// Everything else of its machines.
     pub template: EntryTemplate,
-    #[serde(skip_serializing)]
-    probe: Option<Value>,
+    /// How agents ask their application whether it is ready.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub probe: Option<Probe>,
 }
 
 /// Labels and annotations that a WorkloadGroup gives to its machines.
@@ -171,12 +187,10 @@ impl WorkloadGroup {
             let message = "namespace mesh-system is reserved for the control plane; machines cannot join it";
             findings.push(Finding::new("metadata.namespace", message));
         }
-        unsupported(
-            self.spec.probe.as_ref(),
-            "spec.probe",
-            "agents do not probe their applications",
-            findings,
-        );
+        for fault in self.spec.probe.iter().flat_map(Probe::check) {
+            let field = format!("spec.probe.{}", fault.field);
+            findings.push(Finding::new(field.trim_end_matches('.'), fault.message));
+        }
         if let Some(text) = self.metadata.annotations.get(ALLOWED_CIDRS) {
             for cidr in text.split(',').map(str::trim).filter(|c| parse_range(c).is_none()) {
                 let message = format!("{cidr:?} is neither an IP address nor a CIDR range");

@@ -32,6 +32,49 @@ fn reads_each_kind_and_keeps_it_through_json() {
 }
 
 #[test]
+fn a_probe_is_kept_and_its_faults_are_named() {
+    let group = |probe: &str| {
+        format!(
+            "apiVersion: networking.istio.io/v1\nkind: WorkloadGroup\nmetadata: {{name: a}}\nspec:\n  template: {{}}\n  probe:\n    {probe}\n"
+        )
+    };
+    let yaml = group("{periodSeconds: 5, httpGet: {path: /ready, port: 8080}}");
+    let resource = parse(&yaml).unwrap().unwrap();
+    assert!(
+        resource
+            .to_json()
+            .contains(r#""probe":{"periodSeconds":5,"httpGet":{"path":"/ready","port":8080}}"#)
+    );
+    let problem = first_problem(&group("tcpSocket: {port: 0}"));
+    assert_eq!(
+        (problem.line, problem.field.as_str()),
+        (16, "spec.probe.tcpSocket.port")
+    );
+    let problem = first_problem(&group("periodSeconds: 1"));
+    assert_eq!((problem.line, problem.field.as_str()), (15, "spec.probe"));
+    assert!(problem.message.contains("exactly one"), "{problem:?}");
+    let problem = first_problem(&group("tcpSockets: {port: 1}"));
+    assert!(problem.message.contains("tcpSockets"), "{problem:?}");
+}
+
+#[test]
+fn health_is_not_taken_from_what_is_applied() {
+    let yaml = "apiVersion: networking.istio.io/v1\nkind: WorkloadEntry\nmetadata: {name: a}\nspec: {address: 10.0.0.1}\nstatus: {conditions: [{type: Healthy, status: 'False', message: elsewhere}]}\n";
+    let Resource::WorkloadEntry(mut entry) = parse(yaml).unwrap().unwrap() else {
+        panic!("not an entry");
+    };
+    assert_eq!(entry.unhealthy(), None);
+    entry.set_unhealthy(Some("status 503"));
+    let json = Resource::WorkloadEntry(entry.clone()).to_json();
+    let Ok(Resource::WorkloadEntry(again)) = Resource::from_json(Kind::WorkloadEntry, &json) else {
+        panic!("{json}");
+    };
+    assert_eq!(again.unhealthy(), Some("status 503"));
+    entry.set_unhealthy(None);
+    assert!(!Resource::WorkloadEntry(entry).to_json().contains("status"));
+}
+
+#[test]
 fn an_unknown_field_is_named_with_its_line() {
     let problem = first_problem(
         "apiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata:\n  name: a\nspec:\n  hosts: [a.example]\n  prots: []\n",
@@ -64,11 +107,6 @@ fn unsupported_fields_are_errors() {
             "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: a}\nspec:\n  action: CUSTOM\n",
             "spec.action",
             14,
-        ),
-        (
-            "apiVersion: networking.istio.io/v1\nkind: WorkloadGroup\nmetadata: {name: a}\nspec:\n  template: {}\n  probe: {}\n",
-            "spec.probe",
-            15,
         ),
         (
             "apiVersion: v1\nkind: Service\nmetadata: {name: a}\nspec:\n  type: NodePort\n  ports: [{port: 1}]\n",

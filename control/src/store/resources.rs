@@ -78,6 +78,13 @@ impl ResourceRow {
         .collect()
     }
 
+    /// The registrations of an agent.
+    pub fn of_agent(tx: &Transaction<'_>, agent: &str) -> Result<Vec<Self>, Error> {
+        tx.prepare_cached(&format!("{SELECT} WHERE agent = ?1"))?
+            .query_map([agent], read)?
+            .collect()
+    }
+
     /// Resources whose JSON contains `text`.
     pub fn mentioning(tx: &Transaction<'_>, text: &str) -> Result<Vec<Self>, Error> {
         tx.prepare_cached(&format!("{SELECT} WHERE instr(json, ?1) > 0"))?

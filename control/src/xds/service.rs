@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use mesh_proto::envoy::discovery::aggregated_discovery_service_server::AggregatedDiscoveryService;
 use mesh_proto::envoy::discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
+use mesh_proto::type_url;
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Request, Response, Status, Streaming};
@@ -128,6 +129,11 @@ async fn take(
     session: &mut session::Session,
     request: &DeltaDiscoveryRequest,
 ) -> Result<(), Refusal> {
+    if request.type_url == type_url::HEALTH {
+        return control
+            .reported_health(live.agent(), request.error_detail.as_ref())
+            .await;
+    }
     let acknowledged = session
         .request(request)
         .map_err(|message| Refusal::new(Code::ResourceExhausted, "too-many-names", message))?;

@@ -10,6 +10,7 @@ use mesh_proto::envoy::discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse
 
 use super::Node;
 use super::snapshot::{Snapshot, TypeSnapshot, XdsType};
+use crate::derive::probe_name;
 
 /// Names that one stream may ask for on demand; more is a fault or an attack.
 const NAMES: usize = 100_000;
@@ -32,6 +33,8 @@ struct Client {
     /// Whether it waits for the very name that it asked for. ztunnel does, and an alias is never a resource's name: it is told
     /// that the alias, as a resource, is not there, after it was given what the alias stands for.
     by_name: bool,
+    /// Name of the one probe that it is shown.
+    probe: String,
 }
 
 #[derive(Default)]
@@ -65,6 +68,7 @@ impl Session {
             client: Client {
                 own,
                 by_name: !node.ours,
+                probe: probe_name(&node.namespace, &node.group),
             },
             ..Self::default()
         }
@@ -92,7 +96,8 @@ impl Session {
     pub fn poll(&mut self, snapshot: &Snapshot) -> Vec<DeltaDiscoveryResponse> {
         let mut responses = Vec::new();
         for (xds_type, state) in &mut self.types {
-            let Some((resources, removed)) = state.difference(snapshot.of(*xds_type), &self.client) else {
+            let only = (*xds_type == XdsType::Probe).then_some(&self.client.probe);
+            let Some((resources, removed)) = state.difference(snapshot.of(*xds_type), &self.client, only) else {
                 continue;
             };
             self.nonce += 1;
@@ -174,18 +179,24 @@ impl TypeState {
     }
 
     /// What the client lacks and what it must forget; `None` when there is nothing to say. The first answer always comes.
-    fn difference(&mut self, now: &Arc<TypeSnapshot>, client: &Client) -> Option<(Vec<Resource>, Vec<String>)> {
+    fn difference(
+        &mut self,
+        now: &Arc<TypeSnapshot>,
+        client: &Client,
+        only: Option<&String>,
+    ) -> Option<(Vec<Resource>, Vec<String>)> {
         let shown = self.shown.as_ref().is_some_and(|shown| Arc::ptr_eq(shown, now));
         if shown && !self.asked {
             return None;
         }
         self.asked = false;
         self.shown = Some(now.clone());
-        let wanted: BTreeSet<&String> = if self.wildcard {
+        let mut wanted: BTreeSet<&String> = if self.wildcard {
             now.resources.keys().collect()
         } else {
             self.demanded(now, client)
         };
+        wanted.retain(|name| only.is_none_or(|only| only == *name));
         let mut resources = Vec::new();
         for name in &wanted {
             let Some(entry) = now.resources.get(*name) else {

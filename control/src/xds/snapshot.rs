@@ -25,11 +25,19 @@ pub enum XdsType {
     Revocation,
     /// Trust anchors.
     TrustBundle,
+    /// How agents probe their applications.
+    Probe,
 }
 
 impl XdsType {
     /// All, in the order in which they are pushed.
-    pub const ALL: [Self; 4] = [Self::Address, Self::Authorization, Self::Revocation, Self::TrustBundle];
+    pub const ALL: [Self; 5] = [
+        Self::Address,
+        Self::Authorization,
+        Self::Revocation,
+        Self::TrustBundle,
+        Self::Probe,
+    ];
 
     /// Its type URL.
     pub fn url(self) -> &'static str {
@@ -38,6 +46,7 @@ impl XdsType {
             Self::Authorization => type_url::AUTHORIZATION,
             Self::Revocation => type_url::REVOCATION,
             Self::TrustBundle => type_url::TRUST_BUNDLE,
+            Self::Probe => type_url::PROBE,
         }
     }
 
@@ -93,7 +102,7 @@ impl TypeSnapshot {
 /// Everything, as it is published at one moment.
 #[derive(Clone, Debug, Default)]
 pub struct Snapshot {
-    types: [Arc<TypeSnapshot>; 4],
+    types: [Arc<TypeSnapshot>; XdsType::ALL.len()],
     /// Fingerprints of the anchors in the trust bundle.
     pub anchors: Arc<[String]>,
 }
@@ -112,6 +121,7 @@ impl Snapshot {
             authorizations(world),
             revocations(revoked),
             trust_bundle(trust_domain, anchors),
+            probes(world),
         ];
         let mut types = before.types.clone();
         for (kept, new) in types.iter_mut().zip(fresh) {
@@ -194,6 +204,14 @@ fn revocations(revoked: &[Revoked]) -> TypeSnapshot {
             resource.encode_to_vec(),
             Vec::new(),
         );
+    }
+    all
+}
+
+fn probes(world: &World) -> TypeSnapshot {
+    let mut all = TypeSnapshot::default();
+    for (name, probe) in &world.probes {
+        all.insert(name.clone(), type_url::PROBE, probe.encode_to_vec(), Vec::new());
     }
     all
 }

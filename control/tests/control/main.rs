@@ -5,6 +5,7 @@ mod cli;
 mod common;
 mod data_plane;
 mod durability;
+mod health;
 mod join;
 mod operator;
 mod xds;
