@@ -35,6 +35,10 @@ pub enum Command {
     Leave {
         reply: oneshot::Sender<Result<String, String>>,
     },
+    Drain {
+        undo: bool,
+        reply: oneshot::Sender<Result<String, String>>,
+    },
 }
 
 /// What the interfaces read, and whom they tell.
@@ -92,8 +96,20 @@ pub async fn serve(admin: Admin, listener: UnixListener) {
     }
 }
 
+/// Commands that a probe runs have the agent's user, and shall not see what the agent knows.
+fn is_ours(uid: Option<u32>) -> bool {
+    let own = nix::unistd::Uid::effective();
+    !own.is_root() && uid == Some(own.as_raw())
+}
+
 impl Admin {
     async fn answer(&self, uid: Option<u32>, request: http::Request<Incoming>) -> Reply {
+        if is_ours(uid) {
+            return text(
+                StatusCode::FORBIDDEN,
+                "the agent's own user is not an operator; ask as root, or as a member of the group",
+            );
+        }
         let path = request.uri().path().to_owned();
         let query = request.uri().query().unwrap_or_default().to_owned();
         match (request.method(), path.as_str()) {
@@ -101,11 +117,15 @@ impl Admin {
             (&Method::GET, "/config_dump") => self.dump(),
             (&Method::GET, "/why") => self.why(&query),
             (&Method::GET, "/flows") => json(&status::flows(&self.view.borrow())),
-            (&Method::POST, "/join" | "/leave" | "/logging") if uid != Some(0) => {
+            (&Method::POST, "/join" | "/leave" | "/drain" | "/logging") if uid != Some(0) => {
                 text(StatusCode::FORBIDDEN, "only root may do this; try sudo")
             }
             (&Method::POST, "/join") => self.join(&query, request).await,
             (&Method::POST, "/leave") => self.command(|reply| Command::Leave { reply }).await,
+            (&Method::POST, "/drain") => {
+                let undo = query == "undo=true";
+                self.command(|reply| Command::Drain { undo, reply }).await
+            }
             (&Method::POST, "/logging") => {
                 let filter = query.strip_prefix("level=").unwrap_or_default();
                 match self.level.set(filter) {
@@ -115,7 +135,7 @@ impl Admin {
             }
             _ => text(
                 StatusCode::NOT_FOUND,
-                "GET /status /flows /config_dump /why?source=&destination=; POST /join /leave /logging?level=",
+                "GET /status /flows /config_dump /why?source=&destination=; POST /join /leave /drain?undo=true /logging?level=",
             ),
         }
     }

@@ -146,7 +146,9 @@ impl App {
                             return Next::Joined(Some(joining));
                         }
                     }
-                    Some(Command::Leave { reply }) => drop(reply.send(Err("this machine has not joined".into()))),
+                    Some(Command::Leave { reply } | Command::Drain { reply, .. }) => {
+                        drop(reply.send(Err("this machine has not joined".into())));
+                    }
                     None => return Next::Stop,
                 },
                 _ = self.signals.terminate.recv() => return Next::Stop,
@@ -217,6 +219,10 @@ impl App {
                             member.hand_over().await?;
                             return Ok(Next::Joined(Some(joining)));
                         }
+                    }
+                    Some(Command::Drain { undo, reply }) => {
+                        let done = member.drain(&self.state, undo).map_err(|error| format!("{error:#}"));
+                        let _ = reply.send(done);
                     }
                     Some(Command::Leave { reply }) => {
                         let told = member.tell_leave().await;

@@ -2,6 +2,7 @@
 
 mod client;
 mod commands;
+mod drain;
 mod join;
 mod status;
 mod why;
@@ -14,7 +15,7 @@ use clap::{Parser, Subcommand, ValueEnum};
 use mesh_core::istio::BundleError;
 
 /// Exit codes: 0 done, 1 failed, 2 wrong usage, 3 not joined, 4 the daemon does not run, 5 the connection would be refused,
-/// 6 a fresh bundle of istioctl is needed.
+/// 6 a fresh bundle of istioctl is needed, 7 connections are left.
 #[derive(Debug, Parser)]
 #[command(name = "mesh-agent", version, about = "A userspace service mesh for this machine", after_help = EXAMPLES)]
 pub struct Cli {
@@ -31,10 +32,12 @@ const EXAMPLES: &str = "Examples:
   sudo systemctl enable --now mesh-agent
   mesh-agent status                     how this machine stands
   mesh-agent why self orders.shop.mesh.internal:80   which rule decides
+  sudo mesh-agent drain --wait 60       no new connections here; before maintenance
   sudo mesh-agent leave                 leave the mesh and forget the identity
 
 Exit codes: 0 done, 1 failed, 2 wrong usage, 3 not joined, 4 the daemon does not run,
-            5 the connection would be refused (why), 6 a fresh bundle of istioctl is needed (join, status)";
+            5 the connection would be refused (why), 6 a fresh bundle of istioctl is needed (join, status),
+            7 connections are left (drain --wait)";
 
 #[derive(Debug, Subcommand)]
 enum Command {
@@ -68,6 +71,17 @@ enum Command {
         #[arg(short, long, value_enum, default_value_t = Output::Text)]
         output: Output,
     },
+    /// Take this machine out of rotation, or back in: others open new connections elsewhere, live ones go on
+    #[command(
+        after_help = "Examples:\n  sudo mesh-agent drain\n  sudo mesh-agent drain --wait 60 && sudo systemctl restart orders; sudo mesh-agent drain --undo\n\nIt lasts over restarts, until it is undone.\nExit codes with --wait: 0 others know and no connection of theirs is left, 6 time is up; others as of every command"
+    )]
+    Drain(DrainArguments),
+    /// What a probe's command is run by
+    #[command(
+        hide = true,
+        after_help = "Examples:\n  mesh-agent sandbox --hide /var/lib/mesh-agent -- /usr/bin/check"
+    )]
+    Sandbox(SandboxArguments),
     /// Leave the mesh: the control plane is told, the identity is deleted, the kernel is as before
     #[command(after_help = "Examples:\n  sudo mesh-agent leave")]
     Leave,
@@ -98,6 +112,26 @@ struct JoinArguments {
     /// The address by which peers reach this machine, instead of the one that the control plane sees
     #[arg(long)]
     address: Option<IpAddr>,
+}
+
+#[derive(Debug, clap::Args)]
+struct DrainArguments {
+    /// Back into rotation
+    #[arg(long)]
+    undo: bool,
+    /// Wait until others know and their connections have ended, at most so long
+    #[arg(long, value_name = "SECONDS", conflicts_with = "undo")]
+    wait: Option<u32>,
+}
+
+#[derive(Debug, clap::Args)]
+struct SandboxArguments {
+    /// A directory that the command must not see
+    #[arg(long, value_name = "DIRECTORY")]
+    hide: Vec<PathBuf>,
+    /// The command
+    #[arg(last = true, required = true)]
+    command: Vec<std::ffi::OsString>,
 }
 
 #[derive(Debug, Subcommand)]
@@ -140,6 +174,7 @@ const NOT_JOINED: u8 = 3;
 const NOT_RUNNING: u8 = 4;
 const DENIED: u8 = 5;
 const NEEDS_BUNDLE: u8 = 6;
+const CONNECTIONS_LEFT: u8 = 7;
 
 #[cfg(test)]
 mod tests {

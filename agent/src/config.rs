@@ -24,6 +24,7 @@ pub struct Config {
     pub inbound: Inbound,
     pub outbound: Outbound,
     pub dns: Dns,
+    pub health: Health,
     pub admin: Admin,
     pub log: Log,
 }
@@ -215,6 +216,15 @@ impl Default for Dns {
             cluster_domain: "cluster.local".into(),
         }
     }
+}
+
+/// Probing the application.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Health {
+    /// Commands that a probe may run, each exactly as the probe has it: program and arguments. The control plane alone
+    /// cannot have a command run.
+    pub exec: Vec<Vec<String>>,
 }
 
 /// Local interfaces.

@@ -22,6 +22,7 @@ pub mod crl;
 pub mod dns;
 pub mod failure;
 pub mod flows;
+pub mod health;
 pub mod inbound;
 pub mod join;
 pub mod kernel;

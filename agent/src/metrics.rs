@@ -19,6 +19,7 @@ use crate::certs::unix;
 use crate::copy::Count;
 use crate::failure::Failure;
 use crate::flows::{Direction, Facts, Flows};
+use crate::health::{HEALTHY, PROBES};
 
 /// Installs the recorder; the handle renders what `/metrics` shows.
 pub fn install() -> anyhow::Result<PrometheusHandle> {
@@ -56,6 +57,8 @@ fn describe() {
     );
     describe_gauge!(SOCKETS, "Live flows, by the side that we are on");
     describe_gauge!("mesh_agent_flows", "Live flows");
+    describe_gauge!(HEALTHY, "1 while others shall open connections to this machine");
+    describe_counter!(PROBES, "Probes of the application, by result");
     describe_gauge!("mesh_agent_xds_connected", "1 while the control plane's stream is up");
     describe_gauge!(
         "mesh_agent_certificate_expiry_seconds",

@@ -11,6 +11,7 @@ use tokio::sync::watch;
 use crate::certs::Credentials;
 use crate::config::Config;
 use crate::flows::Flows;
+use crate::health::Standing;
 use crate::join::Membership;
 use crate::tls::Revoked;
 use crate::transports::Transports;
@@ -30,6 +31,8 @@ pub struct Shared {
     pub settled: AtomicBool,
     /// QUIC or TCP: what is remembered of each peer.
     pub transports: Transports,
+    /// How our application is, and whether we are drained.
+    pub standing: Standing,
 }
 
 impl Shared {
@@ -56,11 +59,14 @@ impl Shared {
             .collect()
     }
 
-    /// Our own record in `world`.
+    /// Our own record in `world`, or the last one, when we left rotation and the control plane forgot us for it.
     pub fn own_workload(&self, world: &World) -> Option<Arc<Workload>> {
-        world
-            .workload_named(&self.membership.namespace, &self.membership.workload_name)
-            .cloned()
+        self.recorded(world).cloned().or_else(|| self.standing.kept())
+    }
+
+    /// Our own record as others see it.
+    pub fn recorded<'a>(&self, world: &'a World) -> Option<&'a Arc<Workload>> {
+        world.workload_named(&self.membership.namespace, &self.membership.workload_name)
     }
 
     /// Ports that no peer may name and nobody reaches through us: the agent's own, and DNS.

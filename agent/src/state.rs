@@ -84,9 +84,24 @@ impl State {
             .with_context(|| format!("{} is damaged; join again", path.display()))
     }
 
+    /// Since when an operator drains this machine, in seconds since the epoch.
+    pub fn draining(&self) -> anyhow::Result<Option<u64>> {
+        let found = self.read(DRAINING)?;
+        // A file that says nothing readable still says that it drains.
+        Ok(found.map(|bytes| String::from_utf8_lossy(&bytes).trim().parse().unwrap_or(0)))
+    }
+
+    /// Notes it, or that it is over.
+    pub fn set_draining(&self, since: Option<u64>) -> anyhow::Result<()> {
+        match since {
+            Some(since) => self.write(DRAINING, since.to_string().as_bytes()),
+            None => self.remove(&[DRAINING]),
+        }
+    }
+
     /// Forgets the membership, and everything that belongs to it. The marker goes first.
     pub fn forget(&self) -> anyhow::Result<()> {
-        self.remove(&[MEMBERSHIP, KEY, CERTIFICATE, ROOTS, HOST_KEY, WORLD])
+        self.remove(&[MEMBERSHIP, KEY, CERTIFICATE, ROOTS, HOST_KEY, WORLD, DRAINING])
     }
 }
 
@@ -99,5 +114,7 @@ pub const KEY: &str = "key.pem";
 pub const CERTIFICATE: &str = "cert.pem";
 /// Trust anchors.
 pub const ROOTS: &str = "roots.pem";
+/// There while an operator drains this machine: since when, in seconds since the epoch.
+pub const DRAINING: &str = "draining";
 /// The last good world.
 pub const WORLD: &str = "world.bin";

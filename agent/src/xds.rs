@@ -1,12 +1,14 @@
 //! Drives the delta-xDS session of `mesh_core` over gRPC, publishes each new world, and keeps the last good one on disk.
 
 mod node;
+pub mod register;
 mod stream;
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use anyhow::Context as _;
+use mesh_core::health::Health;
 use mesh_core::world::World;
 use mesh_core::xds::Session;
 use mesh_proto::envoy::discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
@@ -46,16 +48,19 @@ pub struct Xds {
     world: watch::Sender<Arc<World>>,
     status: watch::Sender<Status>,
     credentials: watch::Receiver<Option<Arc<Credentials>>>,
+    health: Option<watch::Receiver<Health>>,
     unsaved: bool,
 }
 
 impl Xds {
-    /// Starts from the snapshot on disk, if there is one.
+    /// Starts from the snapshot on disk, if there is one. `health` is what this stream reports; nothing where another one does
+    /// ([`register`]).
     pub fn new(
         config: Arc<Config>,
         membership: Membership,
         state: State,
         credentials: watch::Receiver<Option<Arc<Credentials>>>,
+        health: Option<watch::Receiver<Health>>,
     ) -> (Self, watch::Receiver<Arc<World>>, watch::Receiver<Status>) {
         let (world, world_watch) = watch::channel(Arc::default());
         let (status, status_watch) = watch::channel(Status::default());
@@ -68,6 +73,7 @@ impl Xds {
             world,
             status,
             credentials,
+            health,
             unsaved: false,
         };
         if let Err(error) = xds.restore() {
@@ -108,7 +114,11 @@ impl Xds {
                 "the certificate has expired, so that istiod would refuse it; a fresh bundle is needed: {command}"
             );
         }
-        let first = self.session.connected();
+        let mut first = self.session.connected();
+        // Never first: the control plane does not know us before.
+        let mut health = self.health.clone();
+        let report = health.as_mut().and_then(|health| register::report(&health.borrow_and_update()));
+        first.extend(report);
         let mut stream = Stream::open(&self.config, &self.membership, &credentials, first).await?;
         let mut save = tokio::time::interval(SAVE);
         loop {
@@ -117,6 +127,9 @@ impl Xds {
                     let Some(response) = response? else { return Ok(()) };
                     *failures = 0;
                     self.handle(response, &stream.requests).await?;
+                }
+                report = register::next_report(health.as_mut()) => {
+                    stream.requests.send(report).await.context("the stream is gone")?;
                 }
                 _ = save.tick() => self.save(),
             }
@@ -234,11 +247,12 @@ fn types(membership: &Membership) -> &'static [&'static str] {
     }
 }
 
-const TYPES: [&str; 4] = [
+const TYPES: [&str; 5] = [
     type_url::ADDRESS,
     type_url::AUTHORIZATION,
     type_url::REVOCATION,
     type_url::TRUST_BUNDLE,
+    type_url::PROBE,
 ];
 /// How often a changed world is written to disk.
 const SAVE: Duration = Duration::from_secs(2);

@@ -184,6 +184,8 @@ pub struct Delta {
     pub probe: Option<crate::health::Probe>,
     /// It is probed no more.
     pub removed_probe: bool,
+    /// The first Probe response was applied (also: an empty one).
+    pub probe_synced: bool,
     /// The first Address response was applied (also: an empty one).
     pub addresses_synced: bool,
     /// The first Authorization response was applied.

@@ -243,6 +243,7 @@ impl TypeState {
 fn mark_synced(type_url: &str, delta: &mut Delta) {
     delta.addresses_synced |= type_url == type_url::ADDRESS;
     delta.policies_synced |= type_url == type_url::AUTHORIZATION;
+    delta.probe_synced |= type_url == type_url::PROBE;
 }
 
 fn status(message: String) -> rpc::Status {

@@ -129,6 +129,7 @@ impl Member {
             settled: AtomicBool::new(true),
             transports: Transports::new(config.tunnel.transport),
             config: Arc::new(config),
+            standing: mesh_agent::health::Standing::default(),
         };
         Self {
             shared: Arc::new(shared),

@@ -3,13 +3,16 @@
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use mesh_core::health::Verdict;
 use mesh_core::own_record::Finding;
 use mesh_core::policy::missing_policies;
+use mesh_core::world::World;
 use serde_json::{Value, json};
 use tokio::sync::watch;
 
 use crate::certs::unix;
 use crate::channel::hex;
+use crate::flows::Direction;
 use crate::shared::Shared;
 use crate::xds;
 
@@ -104,7 +107,36 @@ impl Member {
             "capture": { "prefixes": *self.captured.borrow() },
             "dns": { "resolver": [self.shared.config.dns.resolver4.to_string(), self.shared.config.dns.resolver6.to_string()], "domain": membership.dns_domain },
             "transport": { "preference": self.shared.config.tunnel.transport, "peers": self.shared.transports.shown() },
-            "flows": { "live": self.shared.flows.len() },
+            "flows": { "live": self.shared.flows.len(), "inbound": self.inbound() },
+            "health": self.health(&world),
+        })
+    }
+
+    /// Flows that others opened to us.
+    fn inbound(&self) -> usize {
+        let mut count = 0;
+        self.shared.flows.for_each(|live| {
+            count += usize::from(live.facts.direction == Direction::Inbound);
+        });
+        count
+    }
+
+    fn health(&self, world: &World) -> Value {
+        let health = self.shared.standing.health();
+        let (state, reason) = match (&health.draining, &health.verdict) {
+            (Some(_), _) => ("draining", None),
+            (None, Verdict::Unhealthy(reason)) => ("unhealthy", Some(reason)),
+            (None, Verdict::Healthy) => ("healthy", None),
+            (None, Verdict::Unknown) => ("unknown", None),
+        };
+        let probe = self.shared.standing.probe(world).flatten();
+        json!({
+            "state": state,
+            "reason": reason,
+            "draining_since": health.draining,
+            "probe": probe.map(|probe| probe.describe()),
+            // What the control plane tells others of us, as it tells us too.
+            "in_rotation": self.shared.recorded(world).is_some_and(|own| own.healthy),
         })
     }
 
@@ -157,6 +189,11 @@ impl Member {
         }
         let crls = self.shared.revoked.crls();
         problems.extend(crls.problems.iter().map(|problem| format!("CRL: {problem}")));
+        if let Verdict::Unhealthy(reason) = self.shared.standing.health().verdict {
+            problems.push(format!(
+                "the application's probe fails, so others do not connect: {reason}"
+            ));
+        }
         match self.shared.credentials() {
             None => problems.push("there is no usable certificate".into()),
             Some(credentials) if needs_bundle.is_none() && credentials.not_after <= SystemTime::now() => {

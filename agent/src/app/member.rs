@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::Context as _;
 use mesh_core::own_record::Finding;
@@ -15,11 +15,12 @@ use tokio::task::JoinSet;
 
 use super::shard::Shard;
 use crate::admin::status;
-use crate::certs::{Credentials, Pem, Renewal};
+use crate::certs::{Credentials, Pem, Renewal, unix};
 use crate::channel;
 use crate::config::Config;
 use crate::crl::{CrlFile, Crls};
 use crate::flows::Flows;
+use crate::health::{self, Standing};
 use crate::join::Membership;
 use crate::kernel::Kernel;
 use crate::pulse::Pulse;
@@ -74,7 +75,14 @@ impl Member {
             Pem::load(state)?.context("the certificate is missing from the state directory; leave and join again")?;
         let credentials = pem.credentials().context("reading the certificate of this machine")?;
         let (publish, credentials) = watch::channel(Some(Arc::new(credentials)));
-        let (xds, world, xds_status) = Xds::new(config.clone(), membership.clone(), state.clone(), credentials.clone());
+        let standing = Standing::new(probe_source(&membership)?, state.draining()?);
+        let (xds, world, xds_status) = Xds::new(
+            config.clone(),
+            membership.clone(),
+            state.clone(),
+            credentials.clone(),
+            Some(standing.watch()),
+        );
         let (crl_file, crls) = open_crl_file(config, &credentials);
         let shared = Arc::new(Shared {
             config: config.clone(),
@@ -85,6 +93,7 @@ impl Member {
             flows: Arc::<Flows>::default(),
             settled: AtomicBool::new(false),
             transports: Transports::new(config.tunnel.transport),
+            standing,
         });
 
         let tun = Tun::open(&config.capture)?;
@@ -111,6 +120,8 @@ impl Member {
         tasks.spawn(become_ready(world, waiting));
         let (found, record) = watch::channel(Vec::new());
         tasks.spawn(record::look_after(shared.clone(), xds_status.clone(), found));
+        tasks.spawn(health::run(shared.clone()));
+        tasks.spawn(health::follow(shared.clone()));
         tasks.spawn(sample(shared.clone(), shard.stats.clone(), xds_status.clone()));
         Ok(Self {
             config: config.clone(),
@@ -151,6 +162,24 @@ impl Member {
             Ok(error) => error,
             Err(_) => std::future::pending().await,
         }
+    }
+
+    /// Takes this machine out of rotation, or back in; over restarts, until it is undone.
+    pub(super) fn drain(&self, state: &State, undo: bool) -> anyhow::Result<String> {
+        let standing = &self.shared.standing;
+        let since = standing.health().draining;
+        if undo {
+            state.set_draining(None)?;
+            standing.set_draining(None);
+            return Ok(match since {
+                Some(_) => "no longer draining: open for new connections".into(),
+                None => "was not draining".into(),
+            });
+        }
+        let since = since.unwrap_or_else(|| unix(SystemTime::now()));
+        state.set_draining(Some(since))?;
+        standing.set_draining(Some(since));
+        Ok("draining: others are told to open new connections elsewhere; what lives goes on".into())
     }
 
     /// Asks the control plane to forget this machine. istiod does so by itself, some seconds after the stream has ended.
@@ -195,6 +224,18 @@ async fn finish(shard: Shard) -> anyhow::Result<()> {
     tokio::task::spawn_blocking(move || shard.stop())
         .await
         .context("stopping the data plane")
+}
+
+/// mesh-control sends the probe with the world; istiod's is in the bundle that we joined with.
+fn probe_source(membership: &Membership) -> anyhow::Result<health::Source> {
+    let Some(istiod) = membership.istiod() else {
+        return Ok(health::Source::World);
+    };
+    if istiod.readiness_probe.is_empty() {
+        return Ok(health::Source::Fixed(None));
+    }
+    let probe = serde_json::from_str(&istiod.readiness_probe).context("the readinessProbe of the bundle's mesh.yaml")?;
+    Ok(health::Source::Fixed(Some(Arc::new(probe))))
 }
 
 /// The CRLs, and the task that follows their file when the settings name one.

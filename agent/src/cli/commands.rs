@@ -4,14 +4,19 @@ use std::io::Write as _;
 
 use anyhow::Context as _;
 
-use super::{Cli, Command, ConfigCommand, DONE, FAILED, NOT_JOINED, Output, client, join, status, why};
+use super::{Cli, Command, ConfigCommand, DONE, FAILED, NOT_JOINED, Output, client, drain, join, status, why};
 use crate::config::Config;
 use crate::config::source::{self, Loaded};
+use crate::health::sandbox;
 use crate::state::State;
 use crate::{app, kernel};
 
 /// Runs a command; the exit code.
 pub(super) fn run(cli: Cli) -> anyhow::Result<u8> {
+    if let Command::Sandbox(arguments) = cli.command {
+        // Not even our own files are read any more.
+        return sandbox::enter(&arguments.hide, &arguments.command).map(|()| DONE);
+    }
     let loaded = source::load(cli.config.as_deref())?;
     match cli.command {
         Command::Run => app::run(loaded).map(|()| DONE),
@@ -22,6 +27,9 @@ pub(super) fn run(cli: Cli) -> anyhow::Result<u8> {
             destination,
             output,
         } => why::run(&loaded.config, &source, &destination, output),
+        Command::Drain(arguments) => drain::run(&loaded.config, &arguments),
+        // See above.
+        Command::Sandbox(_) => Ok(DONE),
         Command::Leave => leave(&loaded.config),
         Command::Cleanup => cleanup(&loaded.config),
         Command::Config(ConfigCommand::Check) => print(&format!("{} is valid\n", loaded.file.display())).map(|()| DONE),

@@ -2,11 +2,13 @@
 
 use std::fmt::Write as _;
 use std::io::IsTerminal as _;
+use std::time::SystemTime;
 
 use serde_json::Value;
 
 use super::commands::print;
 use super::{DONE, FAILED, NEEDS_BUNDLE, NOT_JOINED, NOT_RUNNING, Output, client};
+use crate::certs::unix;
 use crate::config::Config;
 
 /// Runs the command. 0: healthy, 1: something is wrong, 3: not joined, 4: no daemon, 6: a fresh bundle is needed.
@@ -109,6 +111,7 @@ fn screen(status: &Value, colours: bool) -> String {
     );
     line("flows", format!("{} live", status["flows"]["live"]));
     line("transport", transports(&status["transport"]));
+    line("health", health(&status["health"]));
     for problem in status["problems"].as_array().into_iter().flatten() {
         line("problem", text(problem));
     }
@@ -141,6 +144,18 @@ fn transports(transport: &Value) -> String {
 
 /// So many peers are shown one by one; `--output json` has all.
 const SHOWN_PEERS: usize = 8;
+
+fn health(health: &Value) -> String {
+    let mut text = health["state"].as_str().unwrap_or("unknown").to_owned();
+    if let Some(since) = health["draining_since"].as_u64() {
+        let now = unix(SystemTime::now());
+        let _ = write!(text, " since {} ago", span(now.saturating_sub(since)));
+    }
+    if let Some(probe) = health["probe"].as_str() {
+        let _ = write!(text, "; probe {probe}");
+    }
+    text
+}
 
 /// A span of time in its two largest units.
 fn span(seconds: u64) -> String {

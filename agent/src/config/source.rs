@@ -138,6 +138,11 @@ fn check(config: &Config) -> anyhow::Result<()> {
     if config.dns.resolver4 == capture.address4 || config.dns.resolver6 == capture.address6 {
         bail!("dns.resolver4 and dns.resolver6 must differ from capture.address4 and capture.address6");
     }
+    for command in &config.health.exec {
+        if !command.first().is_some_and(|program| program.starts_with('/')) {
+            bail!("health.exec: {command:?} does not begin with the absolute path of a program");
+        }
+    }
     if config.admin.metrics == config.admin.ready {
         bail!(
             "admin.metrics and admin.ready are the same address: {}",
@@ -188,6 +193,7 @@ mod tests {
         for (text, word) in [
             ("[capture]\ntunn = \"x\"\n", "tunn"),
             ("[capture]\nring_bytes = 1000\n", "power of two"),
+            ("[health]\nexec = [[\"sh\", \"-c\", \"true\"]]\n", "absolute path"),
             ("[admin]\nmetrics = \"127.0.0.1:15021\"\n", "same address"),
             ("[capture\n", "agent.toml"),
         ] {

@@ -97,7 +97,7 @@ fn refused_by_istiod(status: &Status, membership: &Membership) -> anyhow::Error 
 }
 
 /// The cause of a broken connection, such as a TLS alert, is further down.
-fn broken(status: &Status) -> anyhow::Error {
+pub(super) fn broken(status: &Status) -> anyhow::Error {
     let mut causes = vec![format!("{}: {}", status.code(), status.message())];
     let mut cause = std::error::Error::source(status);
     while let Some(error) = cause {

@@ -47,6 +47,7 @@ pub struct World {
     probe: Option<Arc<Probe>>,
     addresses_synced: bool,
     policies_synced: bool,
+    probe_synced: bool,
 }
 
 impl World {
@@ -85,6 +86,7 @@ impl World {
         }
         next.addresses_synced |= delta.addresses_synced;
         next.policies_synced |= delta.policies_synced;
+        next.probe_synced |= delta.probe_synced;
         next
     }
 
@@ -194,6 +196,11 @@ impl World {
     /// How the control plane wants our application probed.
     pub fn probe(&self) -> Option<&Arc<Probe>> {
         self.probe.as_ref()
+    }
+
+    /// Whether the control plane has told of a probe, or that there is none.
+    pub fn probe_synced(&self) -> bool {
+        self.probe_synced
     }
 
     /// Prefixes whose traffic is to be captured: service VIPs, and addresses of workloads that speak HBONE, are not

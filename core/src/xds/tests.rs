@@ -267,7 +267,9 @@ fn a_probe_comes_is_replaced_and_goes() {
         )
     };
     let mut session = session();
+    assert!(!World::default().probe_synced());
     let mut world = World::default().apply(session.handle(sent(80)).delta);
+    assert!(world.probe_synced());
     let first = world.probe().unwrap().clone();
     assert_eq!(first.describe(), "tcp localhost:80");
     let refused = session.handle(sent(0));

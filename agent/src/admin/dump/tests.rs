@@ -236,6 +236,7 @@ fn member(credentials: Credentials) -> (View, [Registered; 2]) {
         address: "10.0.0.2".parse().unwrap(),
         control_addresses: vec![],
         ca_pins: vec![],
+        control_plane: Default::default(),
     };
     let world = watch::channel(Arc::new(world())).1;
     let shared = Arc::new(Shared {
@@ -247,12 +248,14 @@ fn member(credentials: Credentials) -> (View, [Registered; 2]) {
         flows: Arc::<Flows>::default(),
         settled: AtomicBool::new(true),
         transports: Transports::new(Preference::Auto),
+        standing: crate::health::Standing::default(),
     });
     let flows = [Direction::Inbound, Direction::Outbound].map(|direction| shared.flows.register(flow(direction)));
     let member = Member {
         shared,
         xds: watch::channel(xds::Status::default()).1,
         captured: watch::channel(0).1,
+        record: watch::channel(Vec::new()).1,
     };
     (View::Member(member), flows)
 }
