@@ -57,6 +57,18 @@ fn without_a_daemon_status_says_so_with_its_own_exit_code() {
 }
 
 #[test]
+fn without_a_daemon_there_is_nothing_to_drain() {
+    let shell = Shell::new("");
+    for args in [&["drain"][..], &["drain", "--wait", "5"], &["drain", "--undo"]] {
+        let (code, out, err) = shell.run(args);
+        assert_eq!((code, err.as_str()), (4, ""), "{args:?}");
+        assert!(out.contains("does not run"), "{out}");
+    }
+    // Waiting to be back is not what waiting means.
+    assert_eq!(shell.run(&["drain", "--undo", "--wait", "5"]).0, 2);
+}
+
+#[test]
 fn wrong_usage_is_2_and_help_is_0() {
     let shell = Shell::new("");
     assert_eq!(shell.run(&["staus"]).0, 2);

@@ -4,6 +4,8 @@
 
 #[path = "mesh/fixture.rs"]
 mod fixture;
+#[path = "mesh/health.rs"]
+mod health;
 #[path = "mesh/hosts.rs"]
 mod hosts;
 #[path = "mesh/joining.rs"]
@@ -18,6 +20,8 @@ mod outages;
 mod policies;
 #[path = "mesh/revocation.rs"]
 mod revocation;
+#[path = "mesh/sandbox.rs"]
+mod sandbox;
 #[path = "mesh/tools.rs"]
 mod tools;
 #[path = "mesh/traffic.rs"]
