@@ -3,6 +3,8 @@
 //! Runs when `ZTUNNEL` names its binary; without it each test says SKIPPED aloud and passes.
 #![allow(clippy::unwrap_used, clippy::cast_possible_truncation, unreachable_pub)]
 
+#[path = "interop/agents.rs"]
+mod agents;
 #[path = "interop/control.rs"]
 mod control;
 // Shared with tests/mesh.rs; each uses a part of it.

@@ -26,3 +26,5 @@ mod sandbox;
 mod tools;
 #[path = "mesh/traffic.rs"]
 mod traffic;
+#[path = "mesh/transport.rs"]
+mod transport;

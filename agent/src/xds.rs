@@ -117,7 +117,9 @@ impl Xds {
         let mut first = self.session.connected();
         // Never first: the control plane does not know us before.
         let mut health = self.health.clone();
-        let report = health.as_mut().and_then(|health| register::report(&health.borrow_and_update()));
+        let report = health
+            .as_mut()
+            .and_then(|health| register::report(&health.borrow_and_update()));
         first.extend(report);
         let mut stream = Stream::open(&self.config, &self.membership, &credentials, first).await?;
         let mut save = tokio::time::interval(SAVE);

@@ -11,12 +11,12 @@ use crate::ztunnel::{Ztunnel, binary, entry, named};
 
 /// For the whole namespace: a ztunnel judges open connections by the workload as it was when they came, so that a policy which the
 /// workload names only now would not cut them.
-const DENY_WEB: &str = "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: no-web, namespace: shop}\nspec:\n  action: DENY\n  rules: [{from: [{source: {principals: [mesh.internal/ns/shop/sa/web]}}]}]\n";
+pub const DENY_WEB: &str = "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: no-web, namespace: shop}\nspec:\n  action: DENY\n  rules: [{from: [{source: {principals: [mesh.internal/ns/shop/sa/web]}}]}]\n";
 const STRICT: &str = "apiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {name: strict, namespace: shop}\nspec: {mtls: {mode: STRICT}}\n";
 
 /// A service with an address that the test knows.
-const SERVICE: &str = "apiVersion: v1\nkind: Service\nmetadata: {name: known, namespace: shop}\nspec: {clusterIP: 10.96.0.10, selector: {app: orders}, ports: [{port: 80, targetPort: 8080}]}\n";
-const URL: &str = "http://10.96.0.10/";
+pub const SERVICE: &str = "apiVersion: v1\nkind: Service\nmetadata: {name: known, namespace: shop}\nspec: {clusterIP: 10.96.0.10, selector: {app: orders}, ports: [{port: 80, targetPort: 8080}]}\n";
+pub const URL: &str = "http://10.96.0.10/";
 
 /// A client and a server of the shop, each with its ztunnel; nginx answers on the server's port 8080.
 struct Pair {

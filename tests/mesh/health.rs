@@ -119,7 +119,7 @@ fn drain_sends_others_elsewhere_keeps_what_lives_and_is_undone() {
 
     // One connection lives, so that waiting is in vain.
     let output = first.try_agent(&["drain", "--wait", "3"]);
-    assert_eq!(output.status.code(), Some(6), "{}", text(&output));
+    assert_eq!(output.status.code(), Some(7), "{}", text(&output));
     assert!(
         text(&output).contains("1 connections of others are left"),
         "{}",

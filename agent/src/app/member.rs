@@ -234,7 +234,8 @@ fn probe_source(membership: &Membership) -> anyhow::Result<health::Source> {
     if istiod.readiness_probe.is_empty() {
         return Ok(health::Source::Fixed(None));
     }
-    let probe = serde_json::from_str(&istiod.readiness_probe).context("the readinessProbe of the bundle's mesh.yaml")?;
+    let probe =
+        serde_json::from_str(&istiod.readiness_probe).context("the readinessProbe of the bundle's mesh.yaml")?;
     Ok(health::Source::Fixed(Some(Arc::new(probe))))
 }
 

@@ -168,32 +168,45 @@ impl Connection {
     }
 }
 
-/// When a connection was last heard of, and what it sent since.
+/// Whether the peer acknowledges what is sent. That something comes from it proves nothing: the way there may be blocked while
+/// the way back is open.
 struct Heard {
-    received: u64,
-    at: Instant,
+    /// Moves with each acknowledgement, and with nothing else.
+    rtt: Duration,
+    /// Frames that the peer must acknowledge, up to the last time that it did.
     sent: u64,
+    /// Since when one of them waits.
+    waiting: Option<Instant>,
 }
 
 impl Heard {
     fn new(quic: &quinn::Connection) -> Self {
-        let stats = quic.stats();
         Self {
-            received: stats.udp_rx.datagrams,
-            at: Instant::now(),
-            sent: stats.udp_tx.datagrams,
+            rtt: quic.rtt(),
+            sent: must_be_acknowledged(quic),
+            waiting: None,
         }
     }
 
-    /// Silent: what was sent, and sent again by probes (RFC 9002 6.2), got no answer for long.
+    /// Silent: what was sent, and sent again by probes (RFC 9002 6.2), was not acknowledged for long.
     fn is_silent(&mut self, quic: &quinn::Connection) -> bool {
-        let stats = quic.stats();
-        if stats.udp_rx.datagrams != self.received {
+        let sent = must_be_acknowledged(quic);
+        if quic.rtt() != self.rtt {
             *self = Self::new(quic);
             return false;
         }
-        self.at.elapsed() >= SILENCE.max(quic.rtt() * 8) && stats.udp_tx.datagrams >= self.sent + PROBES
+        if sent == self.sent {
+            return false;
+        }
+        let waiting = *self.waiting.get_or_insert_with(Instant::now);
+        waiting.elapsed() >= SILENCE.max(self.rtt * 8)
     }
+}
+
+/// Frames sent that make the peer acknowledge (RFC 9002 2), of the kinds that we send again and again.
+fn must_be_acknowledged(quic: &quinn::Connection) -> u64 {
+    let sent = quic.stats().frame_tx;
+    sent.stream + sent.ping + sent.reset_stream + sent.stop_sending + sent.max_data + sent.max_stream_data
 }
 
 /// Waits for the final response; interim ones are passed over.
@@ -243,5 +256,3 @@ const LOOK: Duration = Duration::from_millis(100);
 const LOOKS_PER_SECOND: u32 = 10;
 /// So long without an answer is silence, whatever the round-trip time.
 const SILENCE: Duration = Duration::from_millis(600);
-/// So many packets must have gone unanswered.
-const PROBES: u64 = 3;

@@ -9,8 +9,8 @@ use ipnet::IpNet;
 
 use super::bucket::{Bucket, Entry};
 use super::{Delta, Revocation, Service, ServiceKey, TunnelProtocol, Workload, preferred};
-use crate::identity::Identity;
 use crate::health::Probe;
+use crate::identity::Identity;
 use crate::policy::{Policy, Scope};
 
 /// An index of two steps, so that a look-up borrows its key.
