@@ -1,4 +1,4 @@
-//! QUIC or TCP: which of the two carries new streams to a peer, and what is remembered of it (docs/decisions/transport.md).
+//! QUIC or TCP: which of the two carries new streams to a peer, and what is remembered of it (docs/decisions/011-quic-or-tcp.md).
 //!
 //! The control plane says that a peer speaks HBONE; it does not say over what. TCP is what every Istio peer speaks. QUIC is tried
 //! with peers that may have it, and only where trying costs a flow nothing that it would notice.
