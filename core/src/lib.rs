@@ -14,7 +14,6 @@
 //! | [`outbound`] | what is to be done with a connection that an application of ours opened |
 //! | [`inbound`] | what is to be done with a CONNECT that a peer sent us |
 //! | [`baggage`] | who a caller says that it is |
-//! | [`trace`] | which trace a caller belongs to |
 //! | [`proxy`] | the PROXY protocol header of an application tunnel |
 //! | [`why`] | why a connection would or would not be, for those who ask |
 //! | [`dns`] | what is answered, and what is forwarded |
@@ -47,7 +46,6 @@ pub mod policy;
 pub mod proxy;
 pub mod rotation;
 pub mod token;
-pub mod trace;
 pub mod transport;
 pub mod why;
 pub mod world;

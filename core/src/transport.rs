@@ -29,10 +29,8 @@ pub enum Preference {
 pub enum Plan {
     /// TCP at once. With `probe`, QUIC is tried beside it, and nobody waits for that.
     Tcp { probe: bool },
-    /// QUIC, which is known to work; TCP when it does not answer.
+    /// QUIC first, and TCP as well when that is not connected after [`HEAD_START`].
     Quic,
-    /// QUIC first, and TCP as well when that has not answered after [`HEAD_START`].
-    Race,
     /// QUIC, whatever happens.
     OnlyQuic,
 }
@@ -120,7 +118,7 @@ impl Memory {
         let known = self.peers.get_mut(&peer).filter(|known| known.why != Why::NotExpected);
         let Some(known) = known else {
             if quic != Quic::No {
-                return Plan::Race;
+                return Plan::Quic;
             }
             self.set(peer, Why::NotExpected, 0, now);
             return Plan::Tcp { probe: false };
@@ -254,8 +252,8 @@ mod tests {
     fn pods_get_tcp_at_once_and_unknown_entries_are_raced_once() {
         let (mut memory, now) = (Memory::new(Preference::Auto), NOW);
         assert_eq!(memory.plan(peer(1), Quic::No, now), Plan::Tcp { probe: false });
-        assert_eq!(memory.plan(peer(1), Quic::Marked, now), Plan::Race);
-        assert_eq!(memory.plan(peer(2), Quic::Unknown, now), Plan::Race);
+        assert_eq!(memory.plan(peer(1), Quic::Marked, now), Plan::Quic);
+        assert_eq!(memory.plan(peer(2), Quic::Unknown, now), Plan::Quic);
         memory.worked(peer(1), now);
         memory.failed(peer(2), Why::NoAnswer, now);
         assert_eq!(memory.plan(peer(1), Quic::Marked, now), Plan::Quic);

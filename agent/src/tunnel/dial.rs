@@ -107,11 +107,7 @@ impl Tunnels {
                 }
                 attempt.over_http2(head).await
             }
-            Plan::Quic => match attempt.over_http3(head).await {
-                Err(failure) if is_transport(&failure) => attempt.over_http2(head).await,
-                done => done,
-            },
-            Plan::Race => attempt.race(head).await,
+            Plan::Quic => attempt.either(head).await,
         }
     }
 
@@ -151,6 +147,12 @@ fn is_transport(failure: &Failure) -> bool {
     )
 }
 
+/// Who was connected first.
+enum First {
+    Http3(Rc<http3::Connection>),
+    Http2(Rc<http2::Client>),
+}
+
 /// One stream to be opened to one peer.
 #[derive(Clone)]
 struct Attempt {
@@ -162,32 +164,44 @@ struct Attempt {
 }
 
 impl Attempt {
-    /// QUIC has a head start; after that the first to be connected gets the stream, and the other stays for the next.
-    async fn race(self, head: &ConnectHead) -> Result<Opened, Failure> {
-        let mut quic: JoinHandle<_> = tokio::task::spawn_local(self.clone().http3());
-        let first = tokio::time::timeout(HEAD_START, &mut quic).await;
-        let connection = match first {
-            Ok(joined) => joined.unwrap_or_else(|_| Err(stopped())),
-            Err(_) => {
-                let tcp = self.http2();
-                tokio::pin!(tcp);
-                tokio::select! {
-                    joined = &mut quic => joined.unwrap_or_else(|_| Err(stopped())),
-                    client = &mut tcp => match client {
-                        Ok(client) => return self.open_http2(client, head).await,
-                        // Nobody serves TCP there: QUIC is all that is left.
-                        Err(failure) => quic.await.unwrap_or_else(|_| Err(stopped())).map_err(|_| failure),
-                    },
-                }
-            }
-        };
-        match connection {
-            Ok(connection) => match self.open_http3(connection, head).await {
-                Err(failure) if is_transport(&failure) => self.over_http2(head).await,
-                done => done,
+    /// Over QUIC, and over TCP where that does not work.
+    async fn either(&self, head: &ConnectHead) -> Result<Opened, Failure> {
+        let opened = match self.slot.http3.live() {
+            Some(connection) => self.open_http3(connection, head).await,
+            None => match self.race().await? {
+                First::Http3(connection) => self.open_http3(connection, head).await,
+                First::Http2(client) => return self.open_http2(client, head).await,
             },
+        };
+        match opened {
             Err(failure) if is_transport(&failure) => self.over_http2(head).await,
-            Err(failure) => Err(failure),
+            done => done,
+        }
+    }
+
+    /// QUIC has a head start; after that the first to be connected gets the stream, and the other stays for the next.
+    async fn race(&self) -> Result<First, Failure> {
+        let mut quic: JoinHandle<_> = tokio::task::spawn_local(self.clone().http3());
+        let tcp = async {
+            tokio::time::sleep(HEAD_START).await;
+            self.http2().await
+        };
+        tokio::pin!(tcp);
+        tokio::select! {
+            joined = &mut quic => match joined.unwrap_or(Err(Failure::Stopping)) {
+                Ok(connection) => Ok(First::Http3(connection)),
+                // No head start for who has given up.
+                Err(failure) if is_transport(&failure) => self.http2().await.map(First::Http2),
+                Err(failure) => Err(failure),
+            },
+            client = &mut tcp => match client {
+                Ok(client) => Ok(First::Http2(client)),
+                // Nobody serves TCP there: QUIC is all that is left.
+                Err(failure) => match quic.await {
+                    Ok(Ok(connection)) => Ok(First::Http3(connection)),
+                    _ => Err(failure),
+                },
+            },
         }
     }
 
@@ -197,11 +211,7 @@ impl Attempt {
     }
 
     async fn open_http3(&self, connection: Rc<http3::Connection>, head: &ConnectHead) -> Result<Opened, Failure> {
-        let opened = connection.open(head).await;
-        if let Some(why) = connection.doubt() {
-            self.failed(why);
-        }
-        let (end, _) = opened?;
+        let (end, _) = connection.open(head).await?;
         Ok((end, connection.link.peer.clone()))
     }
 
@@ -210,20 +220,14 @@ impl Attempt {
         self.open_http2(client, head).await
     }
 
-    async fn open_http2(&self, client: Rc<http2::Client>, head: &ConnectHead) -> Result<Opened, Failure> {
-        let opened = match client.open(head).await {
-            // A pooled connection may turn out to end; nothing was served on it for this flow, so one more is tried.
-            Err(Failure::TunnelLost(_)) if !client.takes_streams() => {
-                let client = self.http2().await?;
-                let (end, head) = client.open(head).await?;
-                (end, head, client)
-            }
-            opened => {
-                let (end, head) = opened?;
-                (end, head, client)
-            }
-        };
-        let (end, response, client) = opened;
+    async fn open_http2(&self, mut client: Rc<http2::Client>, head: &ConnectHead) -> Result<Opened, Failure> {
+        let mut opened = client.open(head).await;
+        if matches!(opened, Err(Failure::TunnelLost(_))) && !client.takes_streams() {
+            // A pooled connection turned out to end; nothing was served on it for this flow, so one more is tried.
+            client = self.http2().await?;
+            opened = client.open(head).await;
+        }
+        let (end, response) = opened?;
         self.note_offer(&response);
         Ok((end, client.link.peer.clone()))
     }
@@ -256,24 +260,17 @@ impl Attempt {
                     Ok(connection)
                 }
                 Err(failure) => {
-                    self.failed(match failure {
+                    let why = match failure {
                         Failure::TunnelTimeout(_) => Why::NoAnswer,
                         _ => Why::Refused,
-                    });
+                    };
+                    self.tunnels.shared().transports.failed(peer, why);
                     Err(failure)
                 }
             }
         };
         self.slot.http3.get(connect).await
     }
-
-    fn failed(&self, why: Why) {
-        self.tunnels.shared().transports.failed(self.target.peer, why);
-    }
-}
-
-fn stopped() -> Failure {
-    Failure::Stopping
 }
 
 fn no_answer(peer: std::net::SocketAddr) -> String {

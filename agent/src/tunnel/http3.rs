@@ -5,7 +5,9 @@ mod endpoint;
 mod stream;
 
 use std::cell::Cell;
+use std::net::SocketAddr;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use mesh_core::connect::{ConnectHead, ResponseHead};
@@ -35,7 +37,7 @@ pub(super) struct Connection {
     /// The lowest request that has not come yet.
     next_request: Cell<u64>,
     /// Set when the peer stopped answering, or too much is lost: nothing new is to wait for it.
-    doubtful: watch::Sender<Option<Why>>,
+    doubtful: watch::Sender<bool>,
 }
 
 impl Connection {
@@ -49,7 +51,7 @@ impl Connection {
             link: Link::new(chain, quic.remote_address(), Transport::Hbone3, expiry)?.reached_at(quic.local_ip()),
             quic,
             next_request: Cell::new(0),
-            doubtful: watch::Sender::new(None),
+            doubtful: watch::Sender::new(false),
         }))
     }
 
@@ -67,13 +69,8 @@ impl Connection {
         tokio::select! {
             biased;
             opened = self.exchange(head) => opened,
-            _ = doubtful.wait_for(Option::is_some) => Err(Failure::TunnelLost("QUIC stopped answering".into())),
+            _ = doubtful.wait_for(|doubtful| *doubtful) => Err(Failure::TunnelLost("QUIC stopped answering".into())),
         }
-    }
-
-    /// Why nothing new is to wait for this connection.
-    pub(super) fn doubt(&self) -> Option<Why> {
-        self.doubtful.borrow().clone()
     }
 
     async fn exchange(&self, head: &ConnectHead) -> Result<(End<StreamSource, StreamSink>, ResponseHead), Failure> {
@@ -128,8 +125,8 @@ impl Connection {
         }
     }
 
-    /// Looks at what is sent, lost and heard, and says when new streams had better go another way.
-    async fn doubt_when_bad(self: Rc<Self>) {
+    /// Looks at what is sent, lost and acknowledged, and says once when new streams to `peer` had better go another way.
+    async fn doubt_when_bad(self: Rc<Self>, shared: Arc<Shared>, peer: SocketAddr) {
         let mut look = tokio::time::interval(LOOK);
         let (mut heard, mut losses, mut looks) = (Heard::new(&self.quic), Losses::default(), 0_u32);
         loop {
@@ -145,9 +142,9 @@ impl Connection {
                 false if lossy => Why::Lossy,
                 false => continue,
             };
-            tracing::info!(target: "mesh_agent::tunnel", peer = %self.link.peer.identity, address = %self.link.peer.address, why = why.text(), "new streams take another way");
             self.link.go_away();
-            self.doubtful.send_replace(Some(why));
+            shared.transports.failed(peer, why);
+            self.doubtful.send_replace(true);
             return;
         }
     }

@@ -61,6 +61,12 @@ impl<T: TakesStreams> Held<T> {
         Ok(one)
     }
 
+    /// The connection that is there and takes streams, if nobody is connecting.
+    pub(super) fn live(&self) -> Option<Rc<T>> {
+        let held = self.0.try_lock().ok()?;
+        held.as_ref().filter(|one| one.takes_streams()).cloned()
+    }
+
     fn is_live(&self) -> bool {
         // Who holds the lock is connecting.
         self.0

@@ -1,5 +1,6 @@
 //! HBONE, the accepting side: TCP connections of peers, their handshakes, and their requests.
 
+use std::cell::RefCell;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -11,10 +12,12 @@ use http::{Method, Response};
 use mesh_core::connect::{ConnectHead, ResponseHead};
 use mesh_core::transport::Preference;
 use tokio::net::{TcpListener, TcpStream};
+use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
 use super::stream::{Sink, Source, number};
 use super::{keep_alive, lost, server_settings, text, tls_failure};
+use crate::certs::Credentials;
 use crate::copy::End;
 use crate::failure::Failure;
 use crate::flows::Transport;
@@ -28,6 +31,10 @@ use crate::tunnel::stream::{AbortCode, StreamSink, StreamSource};
 
 /// Accepts until the task is dropped.
 pub(in crate::tunnel) async fn accept(shared: Arc<Shared>, listener: TcpListener, guard: Guard, serve: impl Handler) {
+    let acceptor = Rc::new(Acceptor {
+        shared,
+        current: RefCell::default(),
+    });
     loop {
         let stream = match listener.accept().await {
             Ok((stream, _)) => stream,
@@ -42,21 +49,21 @@ pub(in crate::tunnel) async fn accept(shared: Arc<Shared>, listener: TcpListener
         if let Some(under_way) = guard.admit() {
             let _ = stream.set_nodelay(true);
             socket::keep_alive(&stream);
-            let connection = connection(shared.clone(), stream, under_way, guard.clone(), serve.clone());
+            let connection = connection(acceptor.clone(), stream, under_way, guard.clone(), serve.clone());
             tokio::task::spawn_local(connection);
         }
     }
 }
 
-async fn connection(shared: Arc<Shared>, stream: TcpStream, under_way: UnderWay, guard: Guard, serve: impl Handler) {
+async fn connection(acceptor: Rc<Acceptor>, stream: TcpStream, under_way: UnderWay, guard: Guard, serve: impl Handler) {
     let address = stream.peer_addr();
-    let handshaken = tokio::time::timeout(HANDSHAKE, handshake(&shared, stream)).await;
+    let handshaken = tokio::time::timeout(HANDSHAKE, acceptor.handshake(stream)).await;
     drop(under_way);
     match handshaken.unwrap_or_else(|_| Err(Failure::Timeout("the handshake took too long".into()))) {
         Ok((connection, link)) => {
             if let Some(allowance) = guard.enter(&link.peer) {
                 let server = Server {
-                    shared,
+                    shared: acceptor.shared.clone(),
                     link: Rc::new(link),
                     allowance,
                 };
@@ -72,18 +79,38 @@ async fn connection(shared: Arc<Shared>, stream: TcpStream, under_way: UnderWay,
 
 type Wire = Connection<TlsStream<TcpStream>, Bytes>;
 
-async fn handshake(shared: &Shared, stream: TcpStream) -> Result<(Wire, Link), Failure> {
-    let address = stream.peer_addr()?;
-    let credentials = shared.credentials().ok_or(Failure::NoCertificate)?;
-    let config = tls::server(&credentials, shared.trust_domains(), shared.revoked.clone(), Alpn::H2);
-    let config = config.map_err(|error| Failure::Tls(error.to_string()))?;
-    let stream = tokio_rustls::TlsAcceptor::from(Arc::new(config)).accept(stream).await;
-    let stream = stream.map_err(|error| tls_failure(address, &error))?;
-    let chain = stream.get_ref().1.peer_certificates();
-    let link = Link::new(chain, address, Transport::Hbone, Some(credentials.not_after))?;
-    let link = link.reached_at(stream.get_ref().0.local_addr().ok().map(|local| local.ip()));
-    let connection = server_settings(&shared.config.tunnel).handshake(stream).await;
-    Ok((connection.map_err(|error| lost(&error))?, link))
+/// Makes handshakes with the current certificate. What they need is made once for each.
+struct Acceptor {
+    shared: Arc<Shared>,
+    current: RefCell<Option<(Arc<Credentials>, TlsAcceptor)>>,
+}
+
+impl Acceptor {
+    async fn handshake(&self, stream: TcpStream) -> Result<(Wire, Link), Failure> {
+        let address = stream.peer_addr()?;
+        let (credentials, acceptor) = self.current()?;
+        let stream = acceptor.accept(stream).await;
+        let stream = stream.map_err(|error| tls_failure(address, &error))?;
+        let chain = stream.get_ref().1.peer_certificates();
+        let link = Link::new(chain, address, Transport::Hbone, Some(credentials.not_after))?;
+        let link = link.reached_at(stream.get_ref().0.local_addr().ok().map(|local| local.ip()));
+        let connection = server_settings(&self.shared.config.tunnel).handshake(stream).await;
+        Ok((connection.map_err(|error| lost(&error))?, link))
+    }
+
+    fn current(&self) -> Result<(Arc<Credentials>, TlsAcceptor), Failure> {
+        let credentials = self.shared.credentials().ok_or(Failure::NoCertificate)?;
+        let mut current = self.current.borrow_mut();
+        if let Some(made) = current.as_ref().filter(|(of, _)| Arc::ptr_eq(of, &credentials)) {
+            return Ok(made.clone());
+        }
+        let (domains, revoked) = (self.shared.trust_domains(), self.shared.revoked.clone());
+        let config = tls::server(&credentials, domains, revoked, Alpn::H2);
+        let config = config.map_err(|error| Failure::Tls(error.to_string()))?;
+        let made = (credentials, TlsAcceptor::from(Arc::new(config)));
+        *current = Some(made.clone());
+        Ok(made)
+    }
 }
 
 /// One connection of a peer.

@@ -80,7 +80,7 @@ impl Endpoint {
         })?;
         let connection = Connection::new(quic, &self.shared)?;
         tokio::task::spawn_local(connection.clone().attend(self.shared.revoked.clone(), None));
-        tokio::task::spawn_local(connection.clone().doubt_when_bad());
+        tokio::task::spawn_local(connection.clone().doubt_when_bad(self.shared.clone(), target.peer));
         tokio::task::spawn_local(refuse_requests(connection.clone()));
         Ok(connection)
     }
