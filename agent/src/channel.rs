@@ -8,13 +8,11 @@ use std::time::Duration;
 use anyhow::{Context as _, anyhow, bail};
 use hyper_util::rt::TokioIo;
 use mesh_core::identity::Identity;
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::client::{WebPkiServerVerifier, verify_server_cert_signed_by_trust_anchor};
-use rustls::crypto::{CryptoProvider, verify_tls13_signature};
-use rustls::server::ParsedCertificate;
+use rustls::client::WebPkiServerVerifier;
+use rustls::client::danger::ServerCertVerifier;
 use rustls::sign::SingleCertAndKey;
-use rustls::{CertificateError, DigitallySignedStruct, Error, RootCertStore, SignatureScheme};
-use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::{CertificateError, Error, RootCertStore};
+use rustls_pki_types::{CertificateDer, ServerName};
 use tokio::net::TcpStream;
 use tokio_rustls::client::TlsStream;
 use tonic::transport::{Channel, Endpoint};
@@ -22,6 +20,7 @@ use tonic::transport::{Channel, Endpoint};
 use crate::certs::Credentials;
 use crate::dns::Lookup;
 use crate::socket;
+use crate::tls::judge::{Judge, Shown, Verifier};
 use crate::tls::{PeerCertificate, provider};
 
 /// What makes a CA ours.
@@ -173,11 +172,13 @@ fn explain(error: std::io::Error, server: &Server) -> anyhow::Error {
 fn config(server: &Server, credentials: Option<&Credentials>) -> anyhow::Result<rustls::ClientConfig> {
     let provider = provider();
     let verifier: Arc<dyn ServerCertVerifier> = match server {
-        Server::MeshControl { trust_domain, trust } => Arc::new(ControlVerifier {
-            trust: trust.clone(),
-            expected: Identity::control_plane(trust_domain)?,
-            provider: provider.clone(),
-        }),
+        Server::MeshControl { trust_domain, trust } => {
+            let judge = Control {
+                trust: trust.clone(),
+                expected: Identity::control_plane(trust_domain)?,
+            };
+            Verifier::new(judge, provider.clone())
+        }
         Server::Istiod { roots, .. } => {
             WebPkiServerVerifier::builder_with_provider(roots.clone(), provider.clone()).build()?
         }
@@ -200,13 +201,12 @@ fn config(server: &Server, credentials: Option<&Credentials>) -> anyhow::Result<
 
 /// A chain up to our CA is not enough: every member has one. The leaf must be the control plane's own.
 #[derive(Debug)]
-struct ControlVerifier {
+struct Control {
     trust: Trust,
     expected: Identity,
-    provider: Arc<CryptoProvider>,
 }
 
-impl ControlVerifier {
+impl Control {
     fn roots(&self, chain: &[CertificateDer<'_>]) -> Result<Arc<RootCertStore>, Error> {
         let pins = match &self.trust {
             Trust::Roots(roots) => return Ok(roots.clone()),
@@ -230,57 +230,20 @@ impl ControlVerifier {
     }
 }
 
-impl ServerCertVerifier for ControlVerifier {
-    fn verify_server_cert(
-        &self,
-        end_entity: &CertificateDer<'_>,
-        intermediates: &[CertificateDer<'_>],
-        _server_name: &ServerName<'_>,
-        _ocsp_response: &[u8],
-        now: UnixTime,
-    ) -> Result<ServerCertVerified, Error> {
-        let roots = self.roots(intermediates)?;
-        let certificate = ParsedCertificate::try_from(end_entity)?;
-        let algorithms = self.provider.signature_verification_algorithms.all;
-        verify_server_cert_signed_by_trust_anchor(&certificate, &roots, intermediates, now, algorithms)?;
-        let shown = PeerCertificate::parse(end_entity)
+impl Judge for Control {
+    fn judge(&self, shown: &Shown<'_>) -> Result<(), Error> {
+        shown.chains_to(&*self.roots(shown.intermediates)?)?;
+        let identities = PeerCertificate::parse(shown.leaf)
             .ok_or(CertificateError::BadEncoding)?
             .identities;
-        if shown.contains(&self.expected) {
-            return Ok(ServerCertVerified::assertion());
+        if identities.contains(&self.expected) {
+            return Ok(());
         }
-        let shown: Vec<_> = shown.iter().map(ToString::to_string).collect();
+        let identities: Vec<_> = identities.iter().map(ToString::to_string).collect();
         Err(Error::General(format!(
-            "this server is not the control plane: it shows {shown:?} and not {}; nothing was sent",
+            "this server is not the control plane: it shows {identities:?} and not {}; nothing was sent",
             self.expected
         )))
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        _message: &[u8],
-        _certificate: &CertificateDer<'_>,
-        _signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        Err(Error::General("TLS 1.2 is not spoken".into()))
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls13_signature(
-            message,
-            certificate,
-            signature,
-            &self.provider.signature_verification_algorithms,
-        )
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.provider.signature_verification_algorithms.supported_schemes()
     }
 }
 

@@ -18,8 +18,7 @@ use crate::failure::{Failure, denial_policies};
 use crate::flows::{Direction, Facts, Registered, Transport};
 use crate::shared::Shared;
 use crate::socket;
-use crate::tunnel::header;
-use crate::tunnel::{ConnectHead, Peer, StreamSink, StreamSource, Target, Tunnels};
+use crate::tunnel::{self, ConnectHead, Peer, StreamSink, StreamSource, Target, Tunnels, header};
 
 /// Serves one flow to its end. Never fails: what goes wrong is told to the application, the log and the metrics.
 pub async fn serve(shared: Arc<Shared>, tunnels: Tunnels, flow: Flow, seed: u64) {
@@ -157,9 +156,9 @@ impl Attempts<'_> {
     }
 
     async fn open(&self, candidate: &Candidate, facts: &mut Facts) -> Result<Opened, Failure> {
-        let limit = Duration::from_millis(self.shared.config.outbound.connect_timeout_ms);
         match &candidate.way {
             Way::Plain => {
+                let limit = Duration::from_millis(self.shared.config.outbound.connect_timeout_ms);
                 let peer = dialled(&candidate.target)?;
                 let stream = socket::connect(peer, self.shared.config.capture.mark, limit).await?;
                 Ok(Opened::Plain(tcp::split(stream)))
@@ -167,12 +166,7 @@ impl Attempts<'_> {
             Way::Tunnel { hop, authority } => {
                 let target = target(hop)?;
                 let head = self.head(authority, None);
-                let dialled = tokio::time::timeout(limit, self.tunnels.dial(&target, &head));
-                let (end, peer) = dialled
-                    .await
-                    .map_err(|_| Failure::TunnelTimeout(timeout_hint(target.peer)))??;
-                note_peer(facts, peer, self.world, &self.shared.membership.network);
-                Ok(Opened::Tunnel(end))
+                self.tunnel(target.peer, self.tunnels.dial(&target, &head), facts).await
             }
             Way::Double {
                 gateway,
@@ -180,14 +174,24 @@ impl Attempts<'_> {
                 identities,
             } => {
                 let gateway = target(gateway)?;
-                let dialled = tokio::time::timeout(limit, self.through(&gateway, authority, identities));
-                let (end, peer) = dialled
+                self.tunnel(gateway.peer, self.through(&gateway, authority, identities), facts)
                     .await
-                    .map_err(|_| Failure::TunnelTimeout(timeout_hint(gateway.peer)))??;
-                note_peer(facts, peer, self.world, &self.shared.membership.network);
-                Ok(Opened::Tunnel(end))
             }
         }
+    }
+
+    /// What `dial` opens at `peer`, in time.
+    async fn tunnel(
+        &self,
+        peer: SocketAddr,
+        dial: impl Future<Output = Result<tunnel::Opened, Failure>>,
+        facts: &mut Facts,
+    ) -> Result<Opened, Failure> {
+        let limit = Duration::from_millis(self.shared.config.outbound.connect_timeout_ms);
+        let dialled = tokio::time::timeout(limit, dial).await;
+        let (end, peer) = dialled.map_err(|_| Failure::TunnelTimeout(timeout_hint(peer)))??;
+        note_peer(facts, peer, self.world, &self.shared.membership.network);
+        Ok(Opened::Tunnel(end))
     }
 
     /// Through the gateway of another network, to one of `identities` that it picks.
@@ -196,7 +200,7 @@ impl Attempts<'_> {
         gateway: &Target,
         authority: &Authority,
         identities: &[Identity],
-    ) -> Result<crate::tunnel::Opened, Failure> {
+    ) -> Result<tunnel::Opened, Failure> {
         let outer = self.tunnels.dial(gateway, &self.head(authority, None)).await?;
         let inner = Target {
             identities: identities.to_vec(),

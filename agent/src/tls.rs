@@ -1,5 +1,6 @@
 //! TLS of mesh tunnels: TLS 1.3, both sides with certificates, identities compared exactly, no resumption.
 
+pub mod judge;
 mod peer;
 mod revoked;
 mod verify;
@@ -13,9 +14,10 @@ use rustls::crypto::aws_lc_rs::{self, cipher_suite, kx_group};
 use rustls::sign::SingleCertAndKey;
 
 use crate::certs::Credentials;
+use judge::Verifier;
 pub use peer::{Issued, PeerCertificate, sha256, without_zeros};
 pub use revoked::{Revoked, RevokedBy};
-use verify::{ClientVerifier, ServerVerifier};
+use verify::{ClientVerifier, OneOf};
 
 /// What is spoken inside.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,11 +69,16 @@ pub fn client(
     alpn: Alpn,
 ) -> Result<rustls::ClientConfig, rustls::Error> {
     let provider = alpn.provider();
-    let verifier = ServerVerifier::new(credentials.roots.clone(), provider.clone(), identities, revoked);
+    let judge = OneOf {
+        roots: credentials.roots.clone(),
+        identities,
+        revoked,
+    };
+    let verifier = Verifier::new(judge, provider.clone());
     let mut config = rustls::ClientConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&rustls::version::TLS13])?
         .dangerous()
-        .with_custom_certificate_verifier(Arc::new(verifier))
+        .with_custom_certificate_verifier(verifier)
         .with_client_cert_resolver(Arc::new(SingleCertAndKey::from(credentials.key.clone())));
     config.alpn_protocols = vec![alpn.name().to_vec()];
     config.enable_sni = false;

@@ -9,14 +9,13 @@ use hyper::body::Bytes;
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use mesh_core::health::HttpGet;
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::crypto::CryptoProvider;
-use rustls::{DigitallySignedStruct, Error, SignatureScheme};
-use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::Error;
+use rustls_pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 
+use crate::tls::judge::{Judge, Shown, Verifier};
 use crate::tls::provider;
 
 /// Asks over this connection.
@@ -30,7 +29,7 @@ pub(super) async fn get(stream: TcpStream, get: &HttpGet) -> anyhow::Result<()> 
     let config = rustls::ClientConfig::builder_with_provider(provider.clone())
         .with_protocol_versions(&[&rustls::version::TLS13])?
         .dangerous()
-        .with_custom_certificate_verifier(Arc::new(Anyone(provider)))
+        .with_custom_certificate_verifier(Verifier::new(Anyone, provider))
         .with_no_client_auth();
     let handshake = tokio_rustls::TlsConnector::from(Arc::new(config)).connect(ServerName::from(peer.ip()), stream);
     exchange(handshake.await.context("the TLS handshake failed")?, request).await
@@ -71,42 +70,13 @@ async fn exchange(
     }
 }
 
-/// Whoever it is.
+/// Whoever it is, as long as it has the key of the certificate that it shows.
 #[derive(Debug)]
-struct Anyone(Arc<CryptoProvider>);
+struct Anyone;
 
-impl ServerCertVerifier for Anyone {
-    fn verify_server_cert(
-        &self,
-        _end_entity: &CertificateDer<'_>,
-        _intermediates: &[CertificateDer<'_>],
-        _server_name: &ServerName<'_>,
-        _ocsp_response: &[u8],
-        _now: UnixTime,
-    ) -> Result<ServerCertVerified, Error> {
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        _message: &[u8],
-        _certificate: &CertificateDer<'_>,
-        _signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        Err(Error::General("TLS 1.2 is not spoken".into()))
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        _message: &[u8],
-        _certificate: &CertificateDer<'_>,
-        _signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        Ok(HandshakeSignatureValid::assertion())
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.signature_verification_algorithms.supported_schemes()
+impl Judge for Anyone {
+    fn judge(&self, _shown: &Shown<'_>) -> Result<(), Error> {
+        Ok(())
     }
 }
 

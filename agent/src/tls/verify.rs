@@ -3,91 +3,38 @@
 use std::sync::Arc;
 
 use mesh_core::identity::Identity;
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::client::verify_server_cert_signed_by_trust_anchor;
-use rustls::crypto::{CryptoProvider, verify_tls13_signature};
+use rustls::client::danger::HandshakeSignatureValid;
+use rustls::crypto::CryptoProvider;
+use rustls::server::WebPkiClientVerifier;
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
-use rustls::server::{ParsedCertificate, WebPkiClientVerifier};
 use rustls::{CertificateError, DigitallySignedStruct, DistinguishedName, Error, RootCertStore, SignatureScheme};
-use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls_pki_types::{CertificateDer, UnixTime};
 
+use super::judge::{Judge, Shown};
 use super::{PeerCertificate, Revoked, RevokedBy};
 use crate::flows::Direction;
 use crate::metrics;
 
 /// On the dialling side: one of the identities that the world gives for that endpoint, exactly.
 #[derive(Debug)]
-pub(super) struct ServerVerifier {
-    roots: Arc<RootCertStore>,
-    provider: Arc<CryptoProvider>,
-    identities: Vec<Identity>,
-    revoked: Revoked,
+pub(super) struct OneOf {
+    pub(super) roots: Arc<RootCertStore>,
+    pub(super) identities: Vec<Identity>,
+    pub(super) revoked: Revoked,
 }
 
-impl ServerVerifier {
-    pub(super) fn new(
-        roots: Arc<RootCertStore>,
-        provider: Arc<CryptoProvider>,
-        identities: Vec<Identity>,
-        revoked: Revoked,
-    ) -> Self {
-        Self {
-            roots,
-            provider,
-            identities,
-            revoked,
-        }
-    }
-}
-
-impl ServerCertVerifier for ServerVerifier {
-    fn verify_server_cert(
-        &self,
-        end_entity: &CertificateDer<'_>,
-        intermediates: &[CertificateDer<'_>],
-        _server_name: &ServerName<'_>,
-        _ocsp_response: &[u8],
-        now: UnixTime,
-    ) -> Result<ServerCertVerified, Error> {
-        let certificate = ParsedCertificate::try_from(end_entity)?;
-        let algorithms = self.provider.signature_verification_algorithms.all;
-        verify_server_cert_signed_by_trust_anchor(&certificate, &self.roots, intermediates, now, algorithms)?;
-        let peer = peer(end_entity, intermediates, &self.revoked, Direction::Outbound)?;
+impl Judge for OneOf {
+    fn judge(&self, shown: &Shown<'_>) -> Result<(), Error> {
+        shown.chains_to(&self.roots)?;
+        let peer = peer(shown.leaf, shown.intermediates, &self.revoked, Direction::Outbound)?;
         if peer
             .identities
             .iter()
             .any(|identity| self.identities.contains(identity))
         {
-            return Ok(ServerCertVerified::assertion());
+            return Ok(());
         }
         Err(identity_error(&peer, &format!("one of {:?}", names(&self.identities))))
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        _message: &[u8],
-        _certificate: &CertificateDer<'_>,
-        _signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        Err(Error::General("TLS 1.2 is not spoken".into()))
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls13_signature(
-            message,
-            certificate,
-            signature,
-            &self.provider.signature_verification_algorithms,
-        )
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.provider.signature_verification_algorithms.supported_schemes()
     }
 }
 

@@ -2,7 +2,8 @@
 //!
 //! istiod's WDS ignores health, and lets a registered machine go only when its stream ends. So this stream subscribes to
 //! nothing, says how the machine is, and is closed while the machine is out of rotation; the world goes on over the other one,
-//! whose node names no WorkloadGroup. Towards mesh-control one stream does both.
+//! whose node names no WorkloadGroup. Towards mesh-control one stream does both. Members of an istiod still have one stream for
+//! both, too: nothing starts this one yet.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! The dump as istioctl reads it: the structs at the end have the fields and types of its Go ones, all of them demanded.
+//! The dump as istioctl reads it: the structs beside have the fields and types of its Go ones, all of them demanded.
 #![allow(clippy::unwrap_used)]
 
 use std::collections::BTreeMap;
@@ -9,7 +9,6 @@ use mesh_core::policy::{Action, Match, Policy, Scope, StringMatch};
 use mesh_core::transport::Preference;
 use mesh_core::world::{Delta, ServiceKey, World, convert};
 use mesh_proto::istio::workload as proto;
-use serde::Deserialize;
 use serde_json::Value;
 use tokio::sync::watch;
 
@@ -21,6 +20,9 @@ use crate::shared::Shared;
 use crate::tls::Revoked;
 use crate::transports::Transports;
 use crate::xds;
+use istioctl::{Cert, CertsDump, PolicyMatch, State, ZtunnelPolicy, ZtunnelService, ZtunnelWorkload};
+
+mod istioctl;
 
 fn gateway(destination: proto::gateway_address::Destination) -> proto::GatewayAddress {
     proto::GatewayAddress {
@@ -347,191 +349,4 @@ fn without_a_certificate_or_a_membership() {
     for key in ["workloads", "services", "policies", "certificates"] {
         assert_eq!(dump[key], Value::Array(vec![]), "{key}");
     }
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-#[allow(dead_code)]
-struct ZtunnelWorkload {
-    uid: String,
-    workload_ips: Vec<String>,
-    waypoint: GatewayAddress,
-    network_gateway: GatewayAddress,
-    application_tunnel: GoApplicationTunnel,
-    protocol: String,
-    name: String,
-    namespace: String,
-    service_account: String,
-    workload_name: String,
-    workload_type: String,
-    canonical_name: String,
-    canonical_revision: String,
-    cluster_id: String,
-    trust_domain: String,
-    locality: GoLocality,
-    node: String,
-    network: String,
-    status: String,
-    hostname: String,
-    capacity: u32,
-    authorization_policies: Vec<String>,
-}
-
-#[derive(Deserialize)]
-struct GatewayAddress {
-    destination: String,
-}
-
-#[derive(Deserialize)]
-#[allow(dead_code)]
-struct GoApplicationTunnel {
-    protocol: String,
-    port: Option<u16>,
-}
-
-#[derive(Deserialize)]
-#[allow(dead_code)]
-struct GoLocality {
-    region: String,
-    zone: String,
-    subzone: String,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-#[allow(dead_code)]
-struct ZtunnelService {
-    name: String,
-    namespace: String,
-    hostname: String,
-    vips: Vec<String>,
-    cidr_vips: Vec<CidrVip>,
-    ports: BTreeMap<String, i64>,
-    load_balancer: GoLoadBalancer,
-    waypoint: GatewayAddress,
-    endpoints: BTreeMap<String, ZtunnelEndpoint>,
-    subject_alt_names: Vec<String>,
-    ip_families: String,
-    canonical: bool,
-    visibility: String,
-}
-
-#[derive(Deserialize)]
-#[allow(dead_code)]
-struct CidrVip {
-    cidr: String,
-    network: String,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-#[allow(dead_code)]
-struct GoLoadBalancer {
-    mode: String,
-    routing_preferences: Vec<String>,
-    health_policy: String,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct ZtunnelEndpoint {
-    workload_uid: String,
-    port: BTreeMap<u16, u16>,
-}
-
-#[derive(Deserialize)]
-#[allow(dead_code)]
-struct ZtunnelPolicy {
-    name: String,
-    namespace: String,
-    scope: String,
-    action: String,
-    rules: Vec<Vec<Vec<Value>>>,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-#[allow(dead_code)]
-struct PolicyMatch {
-    namespaces: Vec<GoStringMatch>,
-    not_namespaces: Vec<GoStringMatch>,
-    principals: Vec<GoStringMatch>,
-    not_principals: Vec<GoStringMatch>,
-    source_ips: Vec<String>,
-    not_source_ips: Vec<String>,
-    destination_ips: Vec<String>,
-    not_destination_ips: Vec<String>,
-    destination_ports: Vec<u16>,
-    not_destination_ports: Vec<u16>,
-    service_accounts: Vec<ServiceAccountMatch>,
-    not_service_accounts: Vec<ServiceAccountMatch>,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "PascalCase", deny_unknown_fields)]
-#[allow(dead_code)]
-struct GoStringMatch {
-    exact: Option<String>,
-    suffix: Option<String>,
-    prefix: Option<String>,
-    presence: Option<Vec<Value>>,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-#[allow(dead_code)]
-struct ServiceAccountMatch {
-    namespace: String,
-    service_account: String,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct CertsDump {
-    identity: String,
-    state: String,
-    cert_chain: Vec<Cert>,
-    root_certs: Vec<Cert>,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct Cert {
-    pem: String,
-    serial_number: String,
-    valid_from: String,
-    expiration_time: String,
-}
-
-#[derive(Deserialize)]
-struct State {
-    state: String,
-    connections: Connections,
-    info: WorkloadInfo,
-}
-
-#[derive(Deserialize)]
-struct Connections {
-    inbound: Vec<Connection>,
-    outbound: Vec<Connection>,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-#[allow(dead_code)]
-struct Connection {
-    src: String,
-    original_dst: String,
-    actual_dst: String,
-    protocol: String,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-#[allow(dead_code)]
-struct WorkloadInfo {
-    name: String,
-    namespace: String,
-    trust_domain: String,
-    service_account: String,
 }
