@@ -1,24 +1,23 @@
 //! One captured TCP connection from its SYN to its end: find the way, dial, answer the application, carry.
 
+mod attempts;
+
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use mesh_core::identity::Identity;
-use mesh_core::outbound::{self, Authority, Candidate, Hop, Own, Quic, Route, Way, route};
+use mesh_core::outbound::{Candidate, Own, Quic, Route, Way, route};
 use mesh_core::policy::{Connection, Decision, authorize};
 use mesh_core::world::{Service, World};
 
 use crate::access;
 use crate::capture::Flow;
-use crate::certs::random;
-use crate::copy::tcp::{self, TcpSink, TcpSource};
 use crate::copy::{End, Sink, Source, both_ways};
 use crate::failure::{Failure, denial_policies};
 use crate::flows::{Direction, Facts, Registered, Transport};
 use crate::shared::Shared;
-use crate::socket;
-use crate::tunnel::{self, ConnectHead, Peer, StreamSink, StreamSource, Target, Tunnels, header};
+use crate::tunnel::Tunnels;
+use attempts::{Attempts, Opened};
 
 /// Serves one flow to its end. Never fails: what goes wrong is told to the application, the log and the metrics.
 pub async fn serve(shared: Arc<Shared>, tunnels: Tunnels, flow: Flow, seed: u64) {
@@ -72,185 +71,6 @@ fn decide(shared: &Shared, world: &World, destination: SocketAddr, seed: u64) ->
         Route::Endpoints { service, candidates } => Ok((service, candidates)),
         Route::Fail(failure) => Err(failure.into()),
     }
-}
-
-/// An open way to the far side.
-enum Opened {
-    Tunnel(End<StreamSource, StreamSink>),
-    Plain(End<TcpSource, TcpSink>),
-}
-
-/// Tries candidates in turn; nothing was sent yet, so each may fail without harm.
-struct Attempts<'a> {
-    shared: &'a Shared,
-    tunnels: &'a Tunnels,
-    world: &'a World,
-    service: Option<Arc<Service>>,
-    client: SocketAddr,
-    destination: SocketAddr,
-}
-
-impl Attempts<'_> {
-    async fn run(&mut self, candidates: &[Candidate]) -> Result<(Opened, Facts), (Failure, Box<Facts>)> {
-        let mut last = None;
-        for candidate in candidates {
-            let (candidate, found) = match self.resolve(candidate).await {
-                Ok(resolved) => (resolved, Ok(())),
-                Err(failure) => (candidate.clone(), Err(failure)),
-            };
-            let mut facts = self.facts(Some(&candidate));
-            let opened = match found {
-                Ok(()) => self.open(&candidate, &mut facts).await,
-                Err(failure) => Err(failure),
-            };
-            match opened {
-                Ok(opened) => return Ok((opened, facts)),
-                Err(failure) => {
-                    tracing::debug!(target: "mesh_agent::outbound", %failure, to = %candidate.target, "endpoint failed");
-                    let retry = failure.is_retryable();
-                    last = Some((failure, Box::new(facts)));
-                    if !retry {
-                        break;
-                    }
-                }
-            }
-        }
-        Err(last.unwrap_or_else(|| {
-            let none = Failure::Unreachable("no endpoint to try".into());
-            (none, Box::new(self.facts(None)))
-        }))
-    }
-
-    fn facts(&self, candidate: Option<&Candidate>) -> Facts {
-        let service = self.service.as_deref();
-        facts(
-            self.shared,
-            self.world,
-            self.client,
-            self.destination,
-            service,
-            candidate,
-        )
-    }
-
-    /// With an address in the place of a name, where it has one: one of our own family first, any of those.
-    async fn resolve(&self, candidate: &Candidate) -> Result<Candidate, Failure> {
-        let Some(host) = candidate.unresolved() else {
-            return Ok(candidate.clone());
-        };
-        let limit = Duration::from_millis(self.shared.config.outbound.connect_timeout_ms);
-        let lookup = self.shared.config.lookup();
-        // The port is the candidate's own; the look-up only wants one.
-        let found = tokio::time::timeout(limit, lookup.resolve(&format!("{host}:0"))).await;
-        let found = found.map_err(|_| Failure::Timeout(format!("no DNS server answered in time for {host}")))?;
-        let mut found = found.map_err(|error| Failure::Unreachable(format!("{error:#}")))?;
-        let same = |address: &SocketAddr| address.is_ipv4() == self.destination.is_ipv4();
-        if found.iter().any(same) {
-            found.retain(same);
-        }
-        let at = usize::try_from(random()).unwrap_or_default() % found.len().max(1);
-        let address = found
-            .get(at)
-            .ok_or_else(|| Failure::Unreachable(format!("{host} has no address in DNS")))?;
-        Ok(candidate.clone().resolved(address.ip()))
-    }
-
-    async fn open(&self, candidate: &Candidate, facts: &mut Facts) -> Result<Opened, Failure> {
-        match &candidate.way {
-            Way::Plain => {
-                let limit = Duration::from_millis(self.shared.config.outbound.connect_timeout_ms);
-                let peer = dialled(&candidate.target)?;
-                let stream = socket::connect(peer, self.shared.config.capture.mark, limit).await?;
-                Ok(Opened::Plain(tcp::split(stream)))
-            }
-            Way::Tunnel { hop, authority } => {
-                let target = target(hop)?;
-                let head = self.head(authority, None);
-                self.tunnel(target.peer, self.tunnels.dial(&target, &head), facts).await
-            }
-            Way::Double {
-                gateway,
-                authority,
-                identities,
-            } => {
-                let gateway = target(gateway)?;
-                self.tunnel(gateway.peer, self.through(&gateway, authority, identities), facts)
-                    .await
-            }
-        }
-    }
-
-    /// What `dial` opens at `peer`, in time.
-    async fn tunnel(
-        &self,
-        peer: SocketAddr,
-        dial: impl Future<Output = Result<tunnel::Opened, Failure>>,
-        facts: &mut Facts,
-    ) -> Result<Opened, Failure> {
-        let limit = Duration::from_millis(self.shared.config.outbound.connect_timeout_ms);
-        let dialled = tokio::time::timeout(limit, dial).await;
-        let (end, peer) = dialled.map_err(|_| Failure::TunnelTimeout(timeout_hint(peer)))??;
-        note_peer(facts, peer, self.world, &self.shared.membership.network);
-        Ok(Opened::Tunnel(end))
-    }
-
-    /// Through the gateway of another network, to one of `identities` that it picks.
-    async fn through(
-        &self,
-        gateway: &Target,
-        authority: &Authority,
-        identities: &[Identity],
-    ) -> Result<tunnel::Opened, Failure> {
-        let outer = self.tunnels.dial(gateway, &self.head(authority, None)).await?;
-        let inner = Target {
-            identities: identities.to_vec(),
-            ..gateway.clone()
-        };
-        let network = self.shared.membership.network.clone();
-        let head = self.head(authority, Some(network));
-        self.tunnels.dial_inside(outer, &inner, &head).await
-    }
-
-    fn head(&self, authority: &Authority, forwarded_network: Option<String>) -> ConnectHead {
-        let own = self.shared.own_workload(self.world);
-        let host = self.service.as_ref().map(|service| &*service.key.hostname);
-        ConnectHead {
-            authority: authority.to_string(),
-            baggage: own.as_deref().map(header::baggage),
-            forwarded: Some(header::forwarded(self.client, host)),
-            traceparent: Some(header::fresh_traceparent()),
-            forwarded_network,
-        }
-    }
-}
-
-fn target(hop: &Hop) -> Result<Target, Failure> {
-    Ok(Target {
-        peer: dialled(&hop.address)?,
-        identities: hop.identities.clone(),
-        quic: hop.quic,
-    })
-}
-
-fn dialled(target: &outbound::Target) -> Result<SocketAddr, Failure> {
-    let unresolved = || Failure::Unreachable(format!("the name of {target} was not resolved"));
-    target.address().ok_or_else(unresolved)
-}
-
-fn timeout_hint(peer: SocketAddr) -> String {
-    format!(
-        "{peer} did not answer in time; are TCP and UDP port {} open to it?",
-        peer.port()
-    )
-}
-
-fn note_peer(facts: &mut Facts, peer: Peer, world: &World, network: &str) {
-    let mut holders = world.workloads_at(network, peer.address.ip());
-    facts.endpoint = holders.find(|one| world.names(one, &peer.identity)).cloned();
-    facts.transport = peer.transport;
-    facts.hbone = Some(peer.address);
-    facts.destination_identity = Some(peer.identity);
-    facts.peer_certificate = Some(peer.certificate);
 }
 
 /// What is known before the far side answered.
