@@ -1,5 +1,6 @@
 //! The only place where all parts meet: waiting to be joined, being a member, going down.
 
+mod kernel_task;
 mod member;
 mod shard;
 

@@ -1,18 +1,18 @@
 //! A running member: the tasks of the control side, the shard, and our part of the kernel.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::Context as _;
 use mesh_core::own_record::Finding;
-use mesh_core::policy::{PlaintextRule, compile_plaintext};
 use mesh_core::world::World;
 use mesh_proto::mesh::LeaveRequest;
 use mesh_proto::mesh::join_service_client::JoinServiceClient;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
+use super::kernel_task::{self, KernelTask, Stop};
 use super::shard::Shard;
 use crate::admin::status;
 use crate::certs::{Credentials, Pem, Renewal, unix};
@@ -22,7 +22,6 @@ use crate::crl::{CrlFile, Crls};
 use crate::flows::Flows;
 use crate::health::{self, Standing};
 use crate::join::Membership;
-use crate::kernel::Kernel;
 use crate::pulse::Pulse;
 use crate::ready::{Pending, Ready};
 use crate::shared::Shared;
@@ -43,23 +42,7 @@ pub(super) struct Member {
     record: watch::Receiver<Vec<Finding>>,
     shard: Shard,
     tasks: JoinSet<()>,
-    /// Ends the task that owns our part of the kernel.
     kernel: KernelTask,
-}
-
-#[derive(Debug)]
-struct KernelTask {
-    stop: watch::Sender<Stop>,
-    task: tokio::task::JoinHandle<anyhow::Result<()>>,
-}
-
-/// What becomes of our part of the kernel.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Stop {
-    No,
-    Remove,
-    /// It stays for who comes next.
-    Leave,
 }
 
 impl Member {
@@ -97,7 +80,7 @@ impl Member {
         });
 
         let tun = Tun::open(&config.capture)?;
-        let kernel = install(config.clone(), plaintext_rules(&shared, &world.borrow())).await?;
+        let kernel = kernel_task::install(&shared).await?;
         let shard = Shard::start(shared.clone(), tun).await?;
         let (captured, captured_watch) = watch::channel(0);
         let kernel = KernelTask::start(kernel, shared.clone(), xds_status.clone(), captured);
@@ -205,16 +188,14 @@ impl Member {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
         self.tasks.shutdown().await;
-        let _ = self.kernel.stop.send(Stop::Remove);
-        self.kernel.task.await.context("the kernel task")??;
+        self.kernel.stop(Stop::Remove).await?;
         finish(self.shard).await
     }
 
     /// Stops for a member that is started next, which takes over what is in the kernel: nothing opens between the two.
     pub(super) async fn hand_over(mut self) -> anyhow::Result<()> {
         self.tasks.shutdown().await;
-        let _ = self.kernel.stop.send(Stop::Leave);
-        self.kernel.task.await.context("the kernel task")??;
+        self.kernel.stop(Stop::Leave).await?;
         finish(self.shard).await
     }
 }
@@ -250,92 +231,6 @@ fn open_crl_file(
     }
     let (file, crls) = CrlFile::open(path.clone(), credentials.clone());
     (Some(file), crls)
-}
-
-/// Netlink and nft calls block.
-async fn install(config: Arc<Config>, plaintext: Vec<PlaintextRule>) -> anyhow::Result<Kernel> {
-    tokio::task::spawn_blocking(move || Kernel::install(&config, &plaintext))
-        .await?
-        .context("setting up capture")
-}
-
-impl KernelTask {
-    /// Keeps captured prefixes and the packet filter true to the world.
-    fn start(
-        kernel: Kernel,
-        shared: Arc<Shared>,
-        mut xds: watch::Receiver<xds::Status>,
-        captured: watch::Sender<usize>,
-    ) -> Self {
-        let (stop, mut stopped) = watch::channel(Stop::No);
-        let task = tokio::spawn(async move {
-            let mut world = shared.world.clone();
-            let mut kernel = kernel;
-            world.mark_changed();
-            loop {
-                tokio::select! {
-                    _ = stopped.changed() => {
-                        if *stopped.borrow() == Stop::Leave {
-                            return Ok(());
-                        }
-                        tokio::task::spawn_blocking(move || kernel.remove()).await?.context("cleaning up the kernel")?;
-                        return Ok(());
-                    }
-                    () = heard(&mut xds), if !shared.is_settled() => {
-                        // From now on what the world does not name is no member's.
-                        shared.settled.store(true, Ordering::Release);
-                        world.mark_changed();
-                    }
-                    changed = world.changed() => {
-                        if changed.is_err() {
-                            continue;
-                        }
-                        let now = world.borrow_and_update().clone();
-                        let shared = shared.clone();
-                        let update = move || { let count = update(&mut kernel, &shared, &now); (kernel, count) };
-                        let (returned, count) = tokio::task::spawn_blocking(update).await?;
-                        kernel = returned;
-                        captured.send_replace(count);
-                    }
-                }
-            }
-        });
-        Self { stop, task }
-    }
-}
-
-/// Resolves when the control plane has told all there is.
-async fn heard(xds: &mut watch::Receiver<xds::Status>) {
-    if xds.wait_for(|status| status.connected).await.is_err() {
-        std::future::pending().await
-    }
-}
-
-fn update(kernel: &mut Kernel, shared: &Shared, world: &World) -> usize {
-    let mut prefixes = world.captured_prefixes(&shared.membership.network, &shared.own_addresses(world));
-    if !shared.is_settled() {
-        // A saved world may be older than what the run before captured; nothing of that may leave in plain meanwhile.
-        prefixes.extend(kernel.captured());
-    }
-    if let Err(error) = kernel.update_prefixes(&prefixes) {
-        tracing::error!(target: "mesh_agent::kernel", %error, "captured prefixes were not updated");
-    }
-    // Without a record of our own for a moment what was enforced stays so. And a saved world may be older than what the run
-    // before a crash enforced: nothing of that is loosened before the control plane was heard.
-    let known = shared.own_workload(world).is_some();
-    if known
-        && (shared.is_settled() || !kernel.inherits_guard())
-        && let Err(error) = kernel.update_guard(&plaintext_rules(shared, world))
-    {
-        tracing::error!(target: "mesh_agent::kernel", %error, "the plaintext policy was not updated");
-    }
-    prefixes.len()
-}
-
-/// What our policies say of plaintext; nothing while our own record is not known.
-fn plaintext_rules(shared: &Shared, world: &World) -> Vec<PlaintextRule> {
-    let own = shared.own_workload(world);
-    own.map(|own| compile_plaintext(world, &own)).unwrap_or_default()
 }
 
 async fn become_ready(mut world: watch::Receiver<Arc<World>>, waiting: Pending) {
