@@ -1,6 +1,7 @@
 //! Live flows of this agent, for `status`, for the re-check when policies change, and for the drain.
 
-use std::net::SocketAddr;
+use std::collections::BTreeSet;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
@@ -174,6 +175,18 @@ impl Flows {
         for (_, live) in self.lock().iter() {
             look(live);
         }
+    }
+
+    /// The addresses that our applications are connected to.
+    pub fn targets(&self) -> BTreeSet<IpAddr> {
+        let mut targets = BTreeSet::new();
+        self.for_each(|live| {
+            if live.facts.direction == Direction::Outbound {
+                let target = live.facts.original.unwrap_or(live.facts.destination);
+                targets.insert(target.ip().to_canonical());
+            }
+        });
+        targets
     }
 
     /// How many flows live.

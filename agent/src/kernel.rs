@@ -9,6 +9,7 @@
 
 use std::collections::BTreeSet;
 use std::io;
+use std::net::IpAddr;
 
 use ipnet::IpNet;
 use mesh_core::policy::PlaintextRule;
@@ -116,13 +117,22 @@ impl Kernel {
         self.routes.prefixes()
     }
 
+    /// What of what is captured now is in none of `wanted`, but holds an address that one of our live connections goes to. Their
+    /// packets must not leave in plain because the world forgets where they go.
+    pub fn lingering(&self, wanted: &BTreeSet<IpNet>, live: &BTreeSet<IpAddr>) -> BTreeSet<IpNet> {
+        lingering(&self.captured(), &self.with_settings(wanted), live)
+    }
+
     /// Captures exactly these prefixes, those of the settings, and the resolver's addresses. Only the difference is told to
     /// the kernel.
     pub fn update_prefixes(&mut self, prefixes: &BTreeSet<IpNet>) -> Result<(), KernelError> {
-        let own = self.capture.prefixes.iter().copied();
-        let wanted = prefixes.iter().copied().chain(own).collect();
-        let wanted = with_resolver(&self.dns, wanted);
+        let wanted = self.with_settings(prefixes);
         self.routes.update(&mut self.netlink, wanted)
+    }
+
+    fn with_settings(&self, prefixes: &BTreeSet<IpNet>) -> BTreeSet<IpNet> {
+        let own = self.capture.prefixes.iter().copied();
+        with_resolver(&self.dns, prefixes.iter().copied().chain(own).collect())
     }
 
     /// Whether what is enforced upon plaintext is what an earlier run enforced.
@@ -152,8 +162,8 @@ impl Kernel {
 /// The set with the resolver's addresses, in canonical form, and without what must never be captured.
 fn with_resolver(dns: &Dns, prefixes: BTreeSet<IpNet>) -> BTreeSet<IpNet> {
     let resolver = [
-        IpNet::from(std::net::IpAddr::V4(dns.resolver4)),
-        IpNet::from(std::net::IpAddr::V6(dns.resolver6)),
+        IpNet::from(IpAddr::V4(dns.resolver4)),
+        IpNet::from(IpAddr::V6(dns.resolver6)),
     ];
     prefixes
         .into_iter()
@@ -163,14 +173,23 @@ fn with_resolver(dns: &Dns, prefixes: BTreeSet<IpNet>) -> BTreeSet<IpNet> {
         .collect()
 }
 
+fn lingering(captured: &BTreeSet<IpNet>, wanted: &BTreeSet<IpNet>, live: &BTreeSet<IpAddr>) -> BTreeSet<IpNet> {
+    let around = |address: IpAddr| {
+        let most = IpNet::from(address).max_prefix_len();
+        (0..=most).filter_map(move |length| Some(IpNet::new(address, length).ok()?.trunc()))
+    };
+    let forgotten = |prefix: &IpNet| captured.contains(prefix) && !wanted.contains(prefix);
+    live.iter().copied().flat_map(around).filter(forgotten).collect()
+}
+
 /// Loopback, multicast and link-local addresses belong to this machine or its wire; a mistaken world must not take them.
 fn never(prefix: &IpNet) -> bool {
     let address = prefix.addr();
     match address {
-        std::net::IpAddr::V4(four) => {
+        IpAddr::V4(four) => {
             prefix.prefix_len() > 0 && (four.is_loopback() || four.is_multicast() || four.is_link_local())
         }
-        std::net::IpAddr::V6(six) => {
+        IpAddr::V6(six) => {
             prefix.prefix_len() > 0 && (six.is_loopback() || six.is_multicast() || six.is_unicast_link_local())
         }
     }
@@ -196,5 +215,24 @@ mod tests {
             set(&["10.1.2.3/8", "127.0.0.0/8", "::1/128", "224.0.0.0/4", "fe80::/64"]),
         );
         assert_eq!(wanted, set(&["10.0.0.0/8", "100.64.100.53/32", "fd6d:6573:68::53/128"]));
+    }
+
+    #[test]
+    fn what_lives_keeps_its_prefix() {
+        let captured = set(&["10.0.0.1/32", "10.0.0.2/32", "10.1.0.0/16", "fd00::/64", "fd00::7/128"]);
+        let live = |addresses: &[&str]| addresses.iter().map(|text| text.parse().unwrap()).collect();
+        for (wanted, to, kept) in [
+            (&["10.0.0.1/32"][..], &["10.0.0.2"][..], &["10.0.0.2/32"][..]),
+            (&["10.0.0.2/32"], &["10.0.0.2"], &[]),
+            (&[], &["10.1.2.3", "10.1.2.4", "10.9.9.9"], &["10.1.0.0/16"]),
+            (&["fd00::7/128"], &["fd00::7"], &["fd00::/64"]),
+            (&[], &[], &[]),
+        ] {
+            assert_eq!(
+                lingering(&captured, &set(wanted), &live(to)),
+                set(kept),
+                "{wanted:?} {to:?}"
+            );
+        }
     }
 }

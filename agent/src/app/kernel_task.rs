@@ -39,7 +39,7 @@ impl KernelTask {
         let (stop, mut stopped) = watch::channel(Stop::No);
         let task = tokio::spawn(async move {
             let mut world = shared.world.clone();
-            let mut kernel = kernel;
+            let (mut kernel, mut lingers) = (kernel, false);
             world.mark_changed();
             loop {
                 tokio::select! {
@@ -55,16 +55,18 @@ impl KernelTask {
                         shared.settled.store(true, Ordering::Release);
                         world.mark_changed();
                     }
+                    () = tokio::time::sleep(LINGER), if lingers => world.mark_changed(),
                     changed = world.changed() => {
                         if changed.is_err() {
                             continue;
                         }
                         let now = world.borrow_and_update().clone();
                         let shared = shared.clone();
-                        let update = move || { let count = update(&mut kernel, &shared, &now); (kernel, count) };
-                        let (returned, count) = tokio::task::spawn_blocking(update).await?;
+                        let update = move || { let prefixes = update(&mut kernel, &shared, &now); (kernel, prefixes) };
+                        let (returned, prefixes) = tokio::task::spawn_blocking(update).await?;
                         kernel = returned;
-                        captured.send_replace(count);
+                        lingers = prefixes.linger;
+                        captured.send_replace(prefixes.count);
                     }
                 }
             }
@@ -95,12 +97,22 @@ async fn heard(xds: &mut watch::Receiver<xds::Status>) {
     }
 }
 
-fn update(kernel: &mut Kernel, shared: &Shared, world: &World) -> usize {
+/// What is captured.
+struct Prefixes {
+    count: usize,
+    /// Some only for connections that live, which end without a word to us here.
+    linger: bool,
+}
+
+fn update(kernel: &mut Kernel, shared: &Shared, world: &World) -> Prefixes {
     let mut prefixes = world.captured_prefixes(&shared.membership.network, &shared.own_addresses(world));
     if !shared.is_settled() {
         // A saved world may be older than what the run before captured; nothing of that may leave in plain meanwhile.
         prefixes.extend(kernel.captured());
     }
+    let lingering = kernel.lingering(&prefixes, &shared.flows.targets());
+    let linger = !lingering.is_empty();
+    prefixes.extend(lingering);
     if let Err(error) = kernel.update_prefixes(&prefixes) {
         tracing::error!(target: "mesh_agent::kernel", %error, "captured prefixes were not updated");
     }
@@ -113,7 +125,10 @@ fn update(kernel: &mut Kernel, shared: &Shared, world: &World) -> usize {
     {
         tracing::error!(target: "mesh_agent::kernel", %error, "the plaintext policy was not updated");
     }
-    prefixes.len()
+    Prefixes {
+        count: prefixes.len(),
+        linger,
+    }
 }
 
 /// What our policies say of plaintext; nothing while our own record is not known.
@@ -121,3 +136,6 @@ fn plaintext_rules(shared: &Shared, world: &World) -> Vec<PlaintextRule> {
     let own = shared.own_workload(world);
     own.map(|own| compile_plaintext(world, &own)).unwrap_or_default()
 }
+
+/// How often it is seen whether the last of such connections has ended.
+const LINGER: std::time::Duration = std::time::Duration::from_secs(1);
