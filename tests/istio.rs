@@ -5,6 +5,8 @@
 #[path = "mesh/fixture.rs"]
 #[allow(dead_code, reason = "the machines of tests/mesh.rs, without its control plane")]
 mod fixture;
+#[path = "istio/health.rs"]
+mod health;
 #[path = "istio/istiod.rs"]
 mod istiod;
 #[path = "istio/joining.rs"]
@@ -15,3 +17,6 @@ mod lab;
 mod script;
 #[path = "istio/streams.rs"]
 mod streams;
+#[path = "mesh/tools.rs"]
+#[allow(dead_code, reason = "what machines can do, of which not all is needed here")]
+mod tools;

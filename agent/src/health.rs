@@ -164,14 +164,20 @@ async fn ask(shared: &Shared, probe: &Probe) -> anyhow::Result<()> {
 }
 
 /// Keeps our last record at hand, and the metric true.
+pub fn keep(shared: &Shared, world: &World) {
+    let in_rotation = shared.standing.health().in_rotation();
+    let record = shared.recorded(world).cloned();
+    let kept = health::kept(shared.standing.kept(), record.as_ref(), in_rotation);
+    shared.standing.kept.store(kept);
+    gauge!(HEALTHY).set(if in_rotation { 1.0 } else { 0.0 });
+}
+
+/// Does so with every change.
 pub async fn follow(shared: Arc<Shared>) {
     let (mut world, mut health) = (shared.world.clone(), shared.standing.watch());
     loop {
-        let in_rotation = health.borrow_and_update().in_rotation();
-        let record = shared.recorded(&world.borrow_and_update()).cloned();
-        let kept = health::kept(shared.standing.kept(), record.as_ref(), in_rotation);
-        shared.standing.kept.store(kept);
-        gauge!(HEALTHY).set(if in_rotation { 1.0 } else { 0.0 });
+        health.mark_unchanged();
+        keep(&shared, &world.borrow_and_update());
         let gone = tokio::select! {
             changed = world.changed() => changed.is_err(),
             changed = health.changed() => changed.is_err(),

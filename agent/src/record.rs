@@ -51,6 +51,10 @@ fn publish(shared: &Shared, xds: &watch::Receiver<xds::Status>, found: &watch::S
 }
 
 fn findings(shared: &Shared) -> Vec<Finding> {
+    if !shared.standing.health().in_rotation() {
+        // istiod has no record of us then, as it should be.
+        return Vec::new();
+    }
     let membership = &shared.membership;
     let Ok(identity) = membership.identity() else {
         return Vec::new();

@@ -11,17 +11,18 @@ use anyhow::Context as _;
 use mesh_core::health::Health;
 use mesh_core::world::World;
 use mesh_core::xds::Session;
-use mesh_proto::envoy::discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
+use mesh_proto::envoy::discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse, Resource};
 use mesh_proto::snapshot::{Snapshot, TypeState};
 use mesh_proto::{type_url, wkt};
 use prost::Message as _;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::watch;
 
 use crate::certs::{Credentials, random, unix};
 use crate::config::Config;
 use crate::join::Membership;
 use crate::metrics::xds as metrics;
 use crate::state::{self, State};
+use node::Purpose;
 use stream::Stream;
 
 /// How the session stands.
@@ -48,23 +49,25 @@ pub struct Xds {
     world: watch::Sender<Arc<World>>,
     status: watch::Sender<Status>,
     credentials: watch::Receiver<Option<Arc<Credentials>>>,
-    health: Option<watch::Receiver<Health>>,
+    health: watch::Receiver<Health>,
+    /// Our own record, as it came last.
+    own: Option<Resource>,
     unsaved: bool,
 }
 
 impl Xds {
-    /// Starts from the snapshot on disk, if there is one. `health` is what this stream reports; nothing where another one does
-    /// ([`register`]).
+    /// Starts from the snapshot on disk, if there is one. `health` is what this stream reports, except to istiod, where another
+    /// one does ([`register`]).
     pub fn new(
         config: Arc<Config>,
         membership: Membership,
         state: State,
         credentials: watch::Receiver<Option<Arc<Credentials>>>,
-        health: Option<watch::Receiver<Health>>,
+        health: watch::Receiver<Health>,
     ) -> (Self, watch::Receiver<Arc<World>>, watch::Receiver<Status>) {
         let (world, world_watch) = watch::channel(Arc::default());
         let (status, status_watch) = watch::channel(Status::default());
-        let session = Session::new(node::node(&membership), types(&membership));
+        let session = Session::new(node::node(&membership, Purpose::World), types(&membership));
         let mut xds = Self {
             config,
             membership,
@@ -74,6 +77,7 @@ impl Xds {
             status,
             credentials,
             health,
+            own: None,
             unsaved: false,
         };
         if let Err(error) = xds.restore() {
@@ -116,7 +120,7 @@ impl Xds {
         }
         let mut first = self.session.connected();
         // Never first: the control plane does not know us before.
-        let mut health = self.health.clone();
+        let mut health = self.membership.istiod().is_none().then(|| self.health.clone());
         let report = health
             .as_mut()
             .and_then(|health| register::report(&health.borrow_and_update()));
@@ -128,21 +132,18 @@ impl Xds {
                 response = stream.next() => {
                     let Some(response) = response? else { return Ok(()) };
                     *failures = 0;
-                    self.handle(response, &stream.requests).await?;
+                    stream.send(self.handle(response).await).await?;
                 }
                 report = register::next_report(health.as_mut()) => {
-                    stream.requests.send(report).await.context("the stream is gone")?;
+                    stream.send(report).await?;
                 }
                 _ = save.tick() => self.save(),
             }
         }
     }
 
-    async fn handle(
-        &mut self,
-        response: DeltaDiscoveryResponse,
-        requests: &mpsc::Sender<DeltaDiscoveryRequest>,
-    ) -> anyhow::Result<()> {
+    /// Takes up a response; what it is answered with.
+    async fn handle(&mut self, response: DeltaDiscoveryResponse) -> DeltaDiscoveryRequest {
         let is_bundle = response.type_url == type_url::TRUST_BUNDLE;
         let forbids = matches!(
             response.type_url.as_str(),
@@ -156,6 +157,9 @@ impl Xds {
         }
         let next = Arc::new(self.world.borrow().apply(handled.delta));
         self.world.send_replace(next.clone());
+        let own = self.own_record();
+        let is_ours = own != self.own;
+        self.own = own;
         self.unsaved = true;
         self.status.send_modify(|status| {
             status.connected = self.session.synced();
@@ -168,14 +172,14 @@ impl Xds {
                 .map(|(_, name, why)| (name.into(), why.into()))
                 .collect();
         });
-        if forbids {
-            // Acknowledged means: in force after a crash as well. Addresses may wait for the next tick.
+        if forbids || is_ours {
+            // Acknowledged means: in force after a crash as well. Addresses of others may wait for the next tick.
             self.save();
         }
         if is_bundle {
             self.wait_for_anchors(&next).await;
         }
-        requests.send(handled.reply).await.context("the stream is gone")
+        handled.reply
     }
 
     /// An ACK of the trust bundle says that we trust all of its anchors; so it waits until we do.
@@ -204,6 +208,7 @@ impl Xds {
             .collect();
         let world = World::default().apply(self.session.restore(types));
         self.world.send_replace(Arc::new(world));
+        self.own = self.own_record();
         self.status.send_modify(|status| {
             status.heard = taken_at;
             status.from_snapshot = true;
@@ -211,16 +216,38 @@ impl Xds {
         Ok(())
     }
 
+    /// Our own record as it came; of the world, or, out of rotation, where istiod has none of us, the last one: what comes in is
+    /// served by it, also after a restart.
+    fn own_record(&self) -> Option<Resource> {
+        let Membership {
+            namespace,
+            workload_name,
+            ..
+        } = &self.membership;
+        let world = self.world.borrow();
+        match world.workload_named(namespace, workload_name) {
+            Some(own) => self.session.held(type_url::ADDRESS, &own.uid),
+            None if self.health.borrow().in_rotation() => None,
+            None => self.own.clone(),
+        }
+    }
+
     fn save(&mut self) {
         if !self.unsaved || !self.session.synced() {
             return;
         }
         let types = self.session.snapshot().into_iter();
+        let held = |own: &Resource| self.session.held(type_url::ADDRESS, &own.name).is_some();
+        let mut lacking = self.own.clone().filter(|own| !held(own));
+        let with_own = |(type_url, mut resources): (String, Vec<Resource>)| {
+            if type_url == type_url::ADDRESS {
+                resources.extend(lacking.take());
+            }
+            TypeState { type_url, resources }
+        };
         let snapshot = Snapshot {
             taken_at: Some(wkt::Timestamp::from(SystemTime::now())),
-            types: types
-                .map(|(type_url, resources)| TypeState { type_url, resources })
-                .collect(),
+            types: types.map(with_own).collect(),
         };
         match self.state.write(state::WORLD, &snapshot.encode_to_vec()) {
             Ok(()) => self.unsaved = false,

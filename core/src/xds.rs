@@ -147,25 +147,22 @@ impl Session {
 
     /// Everything held, per type, for the disk. A type that had neither a response nor a restored state is left out.
     pub fn snapshot(&self) -> Vec<(String, Vec<Resource>)> {
-        let resource = |type_url: &str, name: &str, held: &Held| Resource {
-            version: held.version.to_string(),
-            resource: Some(wkt::Any {
-                type_url: type_url.to_owned(),
-                value: held.value.to_vec(),
-            }),
-            name: name.to_owned(),
-            aliases: vec![],
-        };
         let known = self.types.iter().filter(|state| state.synced || !state.held.is_empty());
         known
             .map(|state| {
                 let resources = state
                     .held
                     .iter()
-                    .map(|(name, held)| resource(state.type_url, name, held));
+                    .map(|(name, held)| held.resource(state.type_url, name));
                 (state.type_url.to_owned(), resources.collect())
             })
             .collect()
+    }
+
+    /// One accepted resource, as it came.
+    pub fn held(&self, type_url: &str, name: &str) -> Option<Resource> {
+        let state = self.types.iter().find(|state| state.type_url == type_url)?;
+        Some(state.held.get(name)?.resource(type_url, name))
     }
 
     /// Starts from what was on disk; what is not readable is left out.
@@ -179,6 +176,20 @@ impl Session {
             mark_synced(state.type_url, &mut delta);
         }
         delta
+    }
+}
+
+impl Held {
+    fn resource(&self, type_url: &str, name: &str) -> Resource {
+        Resource {
+            version: self.version.to_string(),
+            resource: Some(wkt::Any {
+                type_url: type_url.to_owned(),
+                value: self.value.to_vec(),
+            }),
+            name: name.to_owned(),
+            aliases: vec![],
+        }
     }
 }
 

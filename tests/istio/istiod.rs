@@ -219,9 +219,6 @@ impl AggregatedDiscoveryService for Service {
         request: Request<Streaming<DeltaDiscoveryRequest>>,
     ) -> Result<Response<Self::DeltaAggregatedResourcesStream>, Status> {
         let client = client(&request).ok_or_else(|| Status::unauthenticated("authentication failure"))?;
-        if let Some((code, message)) = self.script.lock().no_streams {
-            return Err(Status::new(code, message));
-        }
         let (sender, receiver) = mpsc::channel(256);
         let script = self.script.clone();
         tokio::spawn(async move {
@@ -233,11 +230,16 @@ impl AggregatedDiscoveryService for Service {
             else {
                 return;
             };
+            if let Some(refusal) = script.lock().refusal(&node) {
+                let _ = sender.try_send(Err(refusal));
+                return;
+            }
             let number = script.lock().open(client, node, sender);
             while let Some(message) = next {
                 script.lock().request(number, message);
                 next = requests.message().await.ok().flatten();
             }
+            script.lock().ended(number);
         });
         Ok(Response::new(ReceiverStream::new(receiver)))
     }

@@ -1,6 +1,7 @@
 //! From a bundle to a member, and back again after too long a time off.
 
 use mesh_lab::wait_until;
+use mesh_proto::type_url;
 
 use crate::fixture::{Machine, SOON, binary, text};
 use crate::lab::{IDENTITY, Lab, join, jwt, try_join};
@@ -36,11 +37,11 @@ fn a_bundle_makes_a_member_and_the_token_is_not_needed_again() {
             asked: IDENTITY.into(),
         };
         assert_eq!(script.certificates, [first]);
-        let stream = &script.streams[0];
-        assert_eq!(stream.client, IDENTITY);
+        let (world, stream) = (script.worlds()[0], script.registrations()[0]);
+        assert_eq!((&*world.client, &*stream.client), (IDENTITY, IDENTITY));
         let name = lab.record(&machine);
         let id = format!("ztunnel~{}~{name}.shop~shop.svc.cluster.local", machine.ip4);
-        assert_eq!(stream.node.id, id);
+        assert_eq!((&stream.node.id, &world.node.id), (&id, &id));
         let of = |name| metadata(&stream.node, name).unwrap_or_default();
         assert_eq!(
             (of("NAME"), of("NETWORK"), of("MESH_ID")),
@@ -51,21 +52,18 @@ fn a_bundle_makes_a_member_and_the_token_is_not_needed_again() {
             Some("http")
         );
         // Nothing that is mesh-control's own: istiod refuses a stream that asks for types it does not know.
-        let known = [
-            "istio.workload.Address",
-            "istio.security.Authorization",
-            "istio.v1.HealthInformation",
-        ];
-        let strange = |url: &&String| !known.iter().any(|known| url.ends_with(known));
-        assert_eq!(stream.held.keys().find(strange), None);
+        let asked: Vec<_> = world.held.keys().map(String::as_str).collect();
+        assert_eq!(asked, [type_url::AUTHORIZATION, type_url::ADDRESS]);
+        assert!(stream.held.is_empty() && world.health.is_empty());
     }
 
     // After a reboot there is no token anywhere, and none is asked for.
     machine.kill();
     machine.start();
     machine.wait_ready();
-    assert_eq!(lab.script.lock().certificates.len(), 1);
-    assert_eq!(lab.script.lock().streams.len(), 2);
+    let script = lab.script.lock();
+    assert_eq!(script.certificates.len(), 1);
+    assert_eq!((script.worlds().len(), script.registrations().len()), (2, 2));
 }
 
 #[test]
@@ -297,7 +295,7 @@ fn a_refusal_of_istiod_is_explained() {
     ] {
         lab.script.lock().no_streams = Some((code, message));
         machine.start();
-        machine.wait_log(&["not connected", message, words]);
+        machine.wait_log(&["WARN", message, words]);
         wait_until(SOON, words, || told(&machine, words));
         machine.kill();
     }

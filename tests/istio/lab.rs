@@ -68,7 +68,12 @@ impl Lab {
 
     /// A machine that has joined, whose agent is ready.
     pub fn member(&self) -> Machine {
-        let mut machine = self.machine("vm");
+        self.member_named("vm")
+    }
+
+    /// One of several.
+    pub fn member_named(&self, name: &str) -> Machine {
+        let mut machine = self.machine(name);
         join(&machine, &self.bundle());
         machine.start();
         machine.wait_ready();

@@ -26,7 +26,7 @@ pub struct State {
     pub lifetime: i64,
     /// What every request for a certificate is refused with.
     pub no_certificates: Option<Code>,
-    /// What every stream is refused with.
+    /// What every stream is refused with; `FailedPrecondition`, every one that registers.
     pub no_streams: Option<(Code, &'static str)>,
     /// What becomes of a machine that registers.
     pub register: Register,
@@ -70,6 +70,8 @@ pub struct Stream {
     /// Answers to responses: ACK and NACK.
     pub answers: Vec<DeltaDiscoveryRequest>,
     pub sent: Vec<DeltaDiscoveryResponse>,
+    /// What was reported of the machine's health: the reason why it is ill.
+    pub health: Vec<Option<String>>,
     sender: Option<mpsc::Sender<Result<DeltaDiscoveryResponse, Status>>>,
 }
 
@@ -97,6 +99,37 @@ impl Script {
 }
 
 impl State {
+    /// The streams so far that bring the world.
+    pub fn worlds(&self) -> Vec<&Stream> {
+        let all = self.streams.iter();
+        all.filter(|stream| group(&stream.node).is_none()).collect()
+    }
+
+    /// The streams so far that register a machine.
+    pub fn registrations(&self) -> Vec<&Stream> {
+        let all = self.streams.iter();
+        all.filter(|stream| group(&stream.node).is_some()).collect()
+    }
+
+    /// Why a stream of this node is refused.
+    pub fn refusal(&self, node: &Node) -> Option<Status> {
+        let (code, message) = self.no_streams?;
+        (code != Code::FailedPrecondition || group(node).is_some()).then(|| Status::new(code, message))
+    }
+
+    /// The client has ended this stream: with the one that registered a machine its record goes. (istiod waits ten seconds, also
+    /// when it has ended the stream itself; who is back within these keeps the record.)
+    pub fn ended(&mut self, stream: usize) {
+        let by_client = self.streams[stream].sender.take().is_some();
+        if let Some((uid, _)) = self.registration(&self.streams[stream].node)
+            && by_client
+        {
+            self.push(type_url::ADDRESS, vec![], vec![uid]);
+        }
+    }
+}
+
+impl State {
     /// Takes a new stream by its first request; its number.
     pub fn open(
         &mut self,
@@ -117,6 +150,7 @@ impl State {
             held: BTreeMap::new(),
             answers: Vec::new(),
             sent: Vec::new(),
+            health: Vec::new(),
             sender: Some(sender),
         });
         self.streams.len() - 1
@@ -126,6 +160,15 @@ impl State {
     pub fn request(&mut self, stream: usize, request: DeltaDiscoveryRequest) {
         if !request.response_nonce.is_empty() {
             self.streams[stream].answers.push(request);
+            return;
+        }
+        if request.type_url == type_url::HEALTH {
+            let reason = request.error_detail.map(|status| status.message);
+            self.streams[stream].health.push(reason);
+            return;
+        }
+        if request.resource_names_unsubscribe == ["*"] {
+            // Nothing is wanted, and nothing is said.
             return;
         }
         let held = request.initial_resource_versions;
@@ -191,7 +234,7 @@ impl State {
     /// The record that istiod makes from the metadata of a node.
     fn registration(&self, node: &Node) -> Option<(String, Workload)> {
         let of = |name| text(node, name);
-        let group = of("AUTO_REGISTER_GROUP").filter(|_| self.register != Register::Not)?;
+        let group = group(node).filter(|_| self.register != Register::Not)?;
         let (namespace, network, ip) = (of("NAMESPACE")?, of("NETWORK")?, of("INSTANCE_IPS")?);
         let mut name = format!("{group}-{}", ip.replace(':', "-"));
         if !network.is_empty() {
@@ -231,12 +274,21 @@ impl State {
 }
 
 impl Stream {
+    pub fn is_open(&self) -> bool {
+        self.sender.is_some()
+    }
+
     fn send(&mut self, response: DeltaDiscoveryResponse) {
         if let Some(sender) = &self.sender {
             let _ = sender.try_send(Ok(response.clone()));
             self.sent.push(response);
         }
     }
+}
+
+/// The WorkloadGroup that a node wants to be registered by.
+fn group(node: &Node) -> Option<String> {
+    text(node, "AUTO_REGISTER_GROUP")
 }
 
 /// A text of a node's metadata.

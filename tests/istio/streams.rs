@@ -48,14 +48,14 @@ fn after_half_an_hour_only_what_changed_is_sent_again() {
     let before = Instant::now();
     lab.script.close_streams();
     lab.script.remove_address(&gone);
-    wait_until(SOON, "the next stream", || lab.script.lock().streams.len() == 2);
+    wait_until(SOON, "the next stream", || lab.script.lock().worlds().len() == 2);
     assert!(
         before.elapsed() < Duration::from_secs(5),
         "a stream that ended in peace comes back soon"
     );
     wait_until(SOON, "the service to go", || services(&machine) == 1);
     let script = lab.script.lock();
-    let stream = &script.streams[1];
+    let stream = script.worlds()[1];
     let held = &stream.held[type_url::ADDRESS];
     assert_eq!(held[&kept], "v7");
     let answer = stream
@@ -87,7 +87,7 @@ fn what_is_bad_is_refused_alone() {
     wait_until(SOON, "the good one", || services(&machine) == 1);
     wait_until(SOON, "the refusal", || {
         let script = lab.script.lock();
-        let refusals = script.streams[0]
+        let refusals = script.worlds()[0]
             .answers
             .iter()
             .filter_map(|answer| answer.error_detail.as_ref());
@@ -102,12 +102,12 @@ fn what_is_bad_is_refused_alone() {
     wait_until(SOON, "the next stream", || {
         let script = lab.script.lock();
         script
-            .streams
+            .worlds()
             .get(1)
             .is_some_and(|stream| stream.held.contains_key(type_url::ADDRESS))
     });
     let script = lab.script.lock();
-    let held = &script.streams[1].held[type_url::ADDRESS];
+    let held = &script.worlds()[1].held[type_url::ADDRESS];
     assert!(
         held.contains_key(&good) && !held.contains_key("c1//Pod/shop/bad"),
         "{held:?}"

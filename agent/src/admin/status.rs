@@ -14,7 +14,7 @@ use crate::certs::unix;
 use crate::channel::hex;
 use crate::flows::Direction;
 use crate::shared::Shared;
-use crate::xds;
+use crate::xds::{self, register};
 
 /// What there is to be seen.
 #[derive(Debug)]
@@ -34,6 +34,8 @@ pub struct Member {
     pub captured: watch::Receiver<usize>,
     /// What is wrong with our own record.
     pub record: watch::Receiver<Vec<Finding>>,
+    /// How we are registered at istiod.
+    pub registration: watch::Receiver<register::Status>,
 }
 
 /// The whole status.
@@ -89,6 +91,7 @@ impl Member {
                 "addresses": membership.control_addresses,
                 "error": xds.error,
                 "reconnects": xds.reconnects,
+                "registration": self.registration(),
             },
             "world": {
                 "age_seconds": xds.heard.map(|heard| unix(SystemTime::now()).saturating_sub(heard)),
@@ -140,6 +143,15 @@ impl Member {
         })
     }
 
+    /// Null where the stream of the world registers us, too.
+    fn registration(&self) -> Value {
+        if self.shared.membership.istiod().is_none() {
+            return Value::Null;
+        }
+        let register::Status { open, error } = self.registration.borrow().clone();
+        json!({ "open": open, "error": error })
+    }
+
     /// Null without a CRL file.
     fn crls(&self) -> Value {
         let file = &self.shared.config.tunnel.crl_file;
@@ -176,6 +188,11 @@ impl Member {
         }
         if let Some(error) = xds.error.as_ref().filter(|_| !xds.connected) {
             problems.push(format!("not connected to the control plane: {error}"));
+        }
+        if let Some(error) = self.registration.borrow().error.as_ref().filter(|_| xds.connected) {
+            problems.push(format!(
+                "not registered with istiod, so that peers will not find this machine: {error}"
+            ));
         }
         problems.extend_from_slice(findings);
         if !has_record && findings.is_empty() {

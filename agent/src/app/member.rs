@@ -29,7 +29,7 @@ use crate::state::State;
 use crate::tls::Revoked;
 use crate::transports::Transports;
 use crate::tun::Tun;
-use crate::xds::{self, Xds};
+use crate::xds::{self, Xds, register};
 use crate::{inbound, metrics, record};
 
 /// See the module.
@@ -40,6 +40,7 @@ pub(super) struct Member {
     xds: watch::Receiver<xds::Status>,
     captured: watch::Receiver<usize>,
     record: watch::Receiver<Vec<Finding>>,
+    registration: watch::Receiver<register::Status>,
     shard: Shard,
     tasks: JoinSet<()>,
     kernel: KernelTask,
@@ -64,7 +65,7 @@ impl Member {
             membership.clone(),
             state.clone(),
             credentials.clone(),
-            Some(standing.watch()),
+            standing.watch(),
         );
         let (crl_file, crls) = open_crl_file(config, &credentials);
         let shared = Arc::new(Shared {
@@ -79,6 +80,7 @@ impl Member {
             standing,
         });
 
+        health::keep(&shared, &world.borrow());
         let tun = Tun::open(&config.capture)?;
         let kernel = kernel_task::install(&shared).await?;
         let shard = Shard::start(shared.clone(), tun).await?;
@@ -87,6 +89,8 @@ impl Member {
 
         let mut tasks = JoinSet::new();
         tasks.spawn(xds.run());
+        let (registered, registration) = watch::channel(register::Status::default());
+        tasks.spawn(register::look_after(shared.clone(), registered));
         let renewal = Renewal {
             config: config.clone(),
             membership,
@@ -112,6 +116,7 @@ impl Member {
             xds: xds_status,
             captured: captured_watch,
             record,
+            registration,
             shard,
             tasks,
             kernel,
@@ -124,6 +129,7 @@ impl Member {
             xds: self.xds.clone(),
             captured: self.captured.clone(),
             record: self.record.clone(),
+            registration: self.registration.clone(),
         }
     }
 

@@ -7,8 +7,17 @@ use mesh_proto::wkt;
 use crate::certs::random;
 use crate::join::{Istiod, Membership, hostname};
 
-/// The node of a stream that registers us: while it lives, the control plane keeps our WorkloadEntry.
-pub(super) fn node(membership: &Membership) -> Node {
+/// What a stream is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Purpose {
+    /// It brings the world. At mesh-control it registers us too.
+    World,
+    /// While it lives, istiod keeps our WorkloadEntry.
+    Registration,
+}
+
+/// Who opens a stream for this purpose.
+pub(super) fn node(membership: &Membership, purpose: Purpose) -> Node {
     let Membership {
         workload_name,
         namespace,
@@ -24,15 +33,16 @@ pub(super) fn node(membership: &Membership) -> Node {
     match membership.istiod() {
         None => node.metadata = Some(for_mesh_control(membership)),
         Some(istiod) => {
-            node.metadata = Some(for_istiod(membership, istiod));
+            node.metadata = Some(for_istiod(membership, istiod, purpose));
             node.locality = locality(&istiod.proxy_metadata);
         }
     }
     node
 }
 
-fn for_istiod(membership: &Membership, istiod: &Istiod) -> wkt::Struct {
+fn for_istiod(membership: &Membership, istiod: &Istiod, purpose: Purpose) -> wkt::Struct {
     metadata(&Registration {
+        registers: purpose == Purpose::Registration,
         name: &membership.workload_name,
         namespace: &membership.namespace,
         service_account: &membership.service_account,

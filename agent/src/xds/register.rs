@@ -2,129 +2,119 @@
 //!
 //! istiod's WDS ignores health, and lets a registered machine go only when its stream ends. So this stream subscribes to
 //! nothing, says how the machine is, and is closed while the machine is out of rotation; the world goes on over the other one,
-//! whose node names no WorkloadGroup. Towards mesh-control one stream does both. Members of an istiod still have one stream for
-//! both, too: nothing starts this one yet.
+//! whose node names no WorkloadGroup. Towards mesh-control one stream does both.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
 use mesh_core::health::Health;
 use mesh_proto::envoy::core::Node;
-use mesh_proto::envoy::discovery::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
 use mesh_proto::envoy::discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
 use mesh_proto::{rpc, type_url};
-use tokio::sync::{mpsc, watch};
-use tokio_stream::wrappers::ReceiverStream;
-use tonic::Streaming;
-use tonic::transport::Channel;
+use tokio::sync::watch;
 
+use super::node::{Purpose, node};
 use super::pause;
-use super::stream::broken;
+use super::stream::Stream;
 use crate::certs::random;
+use crate::shared::Shared;
 
-/// Keeps the machine registered while it is in rotation, until the agent stops. `node` names the WorkloadGroup; `error` says
-/// why there is no registration although there should be.
-pub async fn run<C, F>(
-    node: Node,
-    mut health: watch::Receiver<Health>,
-    connect: C,
-    error: watch::Sender<Option<String>>,
-) where
-    C: Fn() -> F,
-    F: Future<Output = anyhow::Result<Channel>>,
+/// How the registration stands.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Status {
+    /// The stream is open, and was not refused so far.
+    pub open: bool,
+    /// Why there is none although there should be.
+    pub error: Option<String>,
+}
+
+/// Keeps a member of istiod's mesh registered while it is in rotation, until the agent stops. At mesh-control the stream of the
+/// world does it.
+pub async fn look_after(shared: Arc<Shared>, status: watch::Sender<Status>) {
+    if shared.membership.istiod().is_none() {
+        return;
+    }
+    let node = node(&shared.membership, Purpose::Registration);
+    let open = async |first| {
+        let credentials = shared.credentials().context("there is no certificate")?;
+        Stream::open(&shared.config, &shared.membership, &credentials, first).await
+    };
+    run(node, shared.standing.watch(), open, status).await;
+}
+
+/// `node` names the WorkloadGroup; `open` opens a stream with the first requests that it is given.
+async fn run<O, F>(node: Node, mut health: watch::Receiver<Health>, open: O, status: watch::Sender<Status>)
+where
+    O: Fn(Vec<DeltaDiscoveryRequest>) -> F,
+    F: Future<Output = anyhow::Result<Stream>>,
 {
     let mut failures = 0;
     while health.wait_for(Health::in_rotation).await.is_ok() {
-        let ended = match connect().await {
-            Ok(channel) => {
-                Registration::new(channel, &error)
-                    .hold(&node, &mut health, &mut failures)
-                    .await
+        let now = health.borrow_and_update().clone();
+        if !now.in_rotation() {
+            continue;
+        }
+        let first = std::iter::once(first(&node)).chain(report(&now)).collect();
+        let ended = match open(first).await {
+            Ok(stream) => {
+                status.send_modify(|status| status.open = true);
+                hold(stream, &mut health, &mut failures, &status).await
             }
             Err(failed) => Err(failed),
         };
         let Err(failed) = ended else {
             tracing::info!(target: "mesh_agent::xds", "out of rotation: the registration is given up until the machine is back");
-            error.send_replace(None);
+            status.send_replace(Status::default());
             continue;
         };
         let failed = format!("{failed:#}");
         tracing::warn!(target: "mesh_agent::xds", error = failed, failures, "not registered with the control plane");
-        error.send_replace(Some(failed));
+        status.send_replace(Status {
+            open: false,
+            error: Some(failed),
+        });
         tokio::time::sleep(pause(failures, random())).await;
         failures += 1;
     }
 }
 
-/// One stream.
-struct Registration<'a> {
-    channel: Channel,
-    error: &'a watch::Sender<Option<String>>,
-}
-
-impl<'a> Registration<'a> {
-    fn new(channel: Channel, error: &'a watch::Sender<Option<String>>) -> Self {
-        Self { channel, error }
-    }
-
-    /// Ends well when the machine leaves rotation, and badly when the stream breaks.
-    async fn hold(self, node: &Node, health: &mut watch::Receiver<Health>, failures: &mut u32) -> anyhow::Result<()> {
-        let now = health.borrow_and_update().clone();
-        if !now.in_rotation() {
-            return Ok(());
-        }
-        let (requests, outgoing) = mpsc::channel(32);
-        requests.send(first(node)).await.context("queueing the first request")?;
-        if let Some(report) = report(&now) {
-            requests.send(report).await.context("queueing the first report")?;
-        }
-        let mut client = AggregatedDiscoveryServiceClient::new(self.channel);
-        // A server that has nothing to say need not answer before the machine leaves rotation.
-        let call = client.delta_aggregated_resources(ReceiverStream::new(outgoing));
-        tokio::pin!(call);
-        let mut responses: Option<Streaming<DeltaDiscoveryResponse>> = None;
-        loop {
-            tokio::select! {
-                answer = &mut call, if responses.is_none() => {
-                    responses = Some(answer.map_err(|status| broken(&status))?.into_inner());
-                }
-                response = next(&mut responses) => {
-                    let response = response.map_err(|status| broken(&status))?;
-                    let response = response.context("the control plane closed the stream")?;
-                    *failures = 0;
-                    self.error.send_replace(None);
-                    requests.send(acknowledge(response)).await.context("the stream is gone")?;
-                }
-                report = next_report(Some(health)) => {
-                    requests.send(report).await.context("the stream is gone")?;
-                    if !health.borrow().in_rotation() {
-                        break;
-                    }
+/// Ends well when the machine leaves rotation, and badly when the stream breaks.
+async fn hold(
+    mut stream: Stream,
+    health: &mut watch::Receiver<Health>,
+    failures: &mut u32,
+    status: &watch::Sender<Status>,
+) -> anyhow::Result<()> {
+    // A control plane that has nothing to say refuses soon, and else stays silent.
+    let unrefused = tokio::time::sleep(UNREFUSED);
+    tokio::pin!(unrefused);
+    loop {
+        tokio::select! {
+            () = &mut unrefused, if status.borrow().error.is_some() => {
+                status.send_modify(|status| status.error = None);
+            }
+            response = stream.next() => {
+                let response = response?.context("the control plane closed the stream")?;
+                *failures = 0;
+                status.send_modify(|status| status.error = None);
+                stream.send(acknowledge(response)).await?;
+            }
+            report = next_report(Some(health)) => {
+                stream.send(report).await?;
+                if !health.borrow().in_rotation() {
+                    break;
                 }
             }
         }
-        // Sidecars and gateways heed what was reported at once, ztunnels only the end of the stream: so first the one, then,
-        // with the end of our requests, the other.
-        *failures = 0;
-        drop(requests);
-        let end = async {
-            if responses.is_none() {
-                responses = call.await.ok().map(tonic::Response::into_inner);
-            }
-            while let Ok(Some(_)) = next(&mut responses).await {}
-        };
-        let _ = tokio::time::timeout(FAREWELL, end).await;
-        Ok(())
     }
-}
-
-async fn next(
-    responses: &mut Option<Streaming<DeltaDiscoveryResponse>>,
-) -> Result<Option<DeltaDiscoveryResponse>, tonic::Status> {
-    match responses {
-        Some(responses) => responses.message().await,
-        None => std::future::pending().await,
-    }
+    // Sidecars and gateways heed what was reported at once, ztunnels only the end of the stream: so first the one, then, with the
+    // end of our requests, the other.
+    *failures = 0;
+    stream.requests = None;
+    let end = async { while let Ok(Some(_)) = stream.next().await {} };
+    let _ = tokio::time::timeout(FAREWELL, end).await;
+    Ok(())
 }
 
 /// Both ways at once means: subscribed to nothing (as ztunnel does it on demand).
@@ -173,6 +163,8 @@ pub(super) async fn next_report(health: Option<&mut watch::Receiver<Health>>) ->
     std::future::pending().await
 }
 
+/// After this long without a refusal the last error is over.
+const UNREFUSED: Duration = Duration::from_secs(5);
 /// For the last report to arrive.
 const FAREWELL: Duration = Duration::from_secs(2);
 

@@ -1,12 +1,17 @@
 //! One stream of delta xDS, and what it means when it is refused.
 
+use std::fmt;
+use std::pin::Pin;
+
 use anyhow::Context as _;
+use futures_util::{TryFutureExt as _, TryStreamExt as _};
 use mesh_core::istio;
 use mesh_proto::envoy::discovery::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
 use mesh_proto::envoy::discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Code, Status, Streaming};
+use tonic::transport::Channel;
+use tonic::{Code, Response, Status};
 
 use crate::certs::Credentials;
 use crate::channel;
@@ -14,12 +19,15 @@ use crate::config::Config;
 use crate::join::Membership;
 
 /// An open stream, over a connection of its own. Dropping it closes both.
-#[derive(Debug)]
 pub(super) struct Stream {
-    pub(super) requests: mpsc::Sender<DeltaDiscoveryRequest>,
-    responses: Streaming<DeltaDiscoveryResponse>,
+    /// Dropping it ends our side in peace.
+    pub(super) requests: Option<mpsc::Sender<DeltaDiscoveryRequest>>,
+    responses: Responses,
     membership: Membership,
 }
+
+/// A control plane that has nothing to say takes the call only with its first response; that is waited for here, too.
+type Responses = Pin<Box<dyn futures_util::Stream<Item = Result<DeltaDiscoveryResponse, Status>> + Send>>;
 
 impl Stream {
     /// Connects, and sends the first requests, each of which carries the node.
@@ -32,25 +40,45 @@ impl Stream {
         let server = membership.server(&credentials.root_pems)?;
         let addresses = &membership.control_addresses;
         let connected = channel::connect(addresses, &server, Some(credentials), &config.lookup()).await?;
-        let client = AggregatedDiscoveryServiceClient::new(connected.channel().await?);
-        let mut client = client.max_decoding_message_size(MAX_MESSAGE);
+        Self::over(connected.channel().await?, membership, first).await
+    }
+
+    /// Over this connection.
+    pub(super) async fn over(
+        channel: Channel,
+        membership: &Membership,
+        first: Vec<DeltaDiscoveryRequest>,
+    ) -> anyhow::Result<Self> {
+        let mut client = AggregatedDiscoveryServiceClient::new(channel).max_decoding_message_size(MAX_MESSAGE);
         let (requests, outgoing) = mpsc::channel(32);
         for request in first {
             requests.send(request).await.context("queueing the first requests")?;
         }
         let outgoing = membership.request(ReceiverStream::new(outgoing))?;
-        let response = client.delta_aggregated_resources(outgoing).await;
+        let call = async move { client.delta_aggregated_resources(outgoing).await };
         Ok(Self {
-            requests,
-            responses: response.map_err(|status| refused(&status, membership))?.into_inner(),
+            requests: Some(requests),
+            responses: Box::pin(call.map_ok(Response::into_inner).try_flatten_stream()),
             membership: membership.clone(),
         })
     }
 
-    /// The next response; `None` when the control plane closed the stream in peace.
+    /// Sends another request.
+    pub(super) async fn send(&mut self, request: DeltaDiscoveryRequest) -> anyhow::Result<()> {
+        let requests = self.requests.as_ref().context("our side of the stream is closed")?;
+        requests.send(request).await.context("the stream is gone")
+    }
+
+    /// The next response; `None` when the control plane closed the stream in peace. May be dropped and asked again.
     pub(super) async fn next(&mut self) -> anyhow::Result<Option<DeltaDiscoveryResponse>> {
-        let response = self.responses.message().await;
+        let response = self.responses.try_next().await;
         response.map_err(|status| refused(&status, &self.membership))
+    }
+}
+
+impl fmt::Debug for Stream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Stream").finish_non_exhaustive()
     }
 }
 
@@ -97,7 +125,7 @@ fn refused_by_istiod(status: &Status, membership: &Membership) -> anyhow::Error 
 }
 
 /// The cause of a broken connection, such as a TLS alert, is further down.
-pub(super) fn broken(status: &Status) -> anyhow::Error {
+fn broken(status: &Status) -> anyhow::Error {
     let mut causes = vec![format!("{}: {}", status.code(), status.message())];
     let mut cause = std::error::Error::source(status);
     while let Some(error) = cause {

@@ -7,9 +7,11 @@ use mesh_proto::envoy::core::Locality;
 use mesh_proto::wkt;
 use serde_json::Value;
 
-/// Who registers.
+/// Who we are, and whether to be registered.
 #[derive(Clone, Copy, Debug)]
 pub struct Registration<'a> {
+    /// Whether istiod keeps a WorkloadEntry of us while the stream lives: only a node that names its group is registered.
+    pub registers: bool,
     /// Name of our WorkloadEntry.
     pub name: &'a str,
     pub namespace: &'a str,
@@ -57,12 +59,15 @@ pub fn metadata(of: &Registration<'_>) -> wkt::Struct {
         ("NAME", of.name),
         ("NAMESPACE", of.namespace),
         ("SERVICE_ACCOUNT", of.service_account),
-        ("AUTO_REGISTER_GROUP", of.group),
+        (GROUP, of.group),
         ("INSTANCE_IPS", &of.address.to_string()),
         ("NETWORK", of.network),
         ("CLUSTER_ID", of.cluster_id),
     ] {
         fields.insert(name.to_owned(), Value::from(value));
+    }
+    if !of.registers {
+        fields.remove(GROUP);
     }
     fields
         .entry("WORKLOAD_NAME".to_owned())
@@ -109,6 +114,7 @@ fn value(json: Value) -> wkt::Value {
     wkt::Value { kind: Some(kind) }
 }
 
+const GROUP: &str = "AUTO_REGISTER_GROUP";
 const TUNNEL_LABEL: &str = "networking.istio.io/tunnel";
 /// Labels that istioctl derives, and under which name it also writes them.
 const CANONICAL: [(&str, &str); 2] = [

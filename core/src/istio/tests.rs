@@ -253,7 +253,8 @@ fn the_entrys_name_is_istiods() {
 #[test]
 fn the_nodes_metadata_is_what_istiod_registers_by() {
     let (_, bundle) = read(&files(), None).unwrap();
-    let found = metadata(&Registration {
+    let registration = Registration {
+        registers: true,
         name: "orders-10.0.0.7-vms",
         namespace: &bundle.namespace,
         service_account: &bundle.service_account,
@@ -263,7 +264,8 @@ fn the_nodes_metadata_is_what_istiod_registers_by() {
         address: "10.0.0.7".parse().unwrap(),
         proxy_metadata: &bundle.proxy_metadata,
         readiness_probe: &bundle.readiness_probe,
-    });
+    };
+    let found = metadata(&registration);
     for (path, expected) in [
         ("NAME", "orders-10.0.0.7-vms"),
         ("NAMESPACE", "shop"),
@@ -283,6 +285,14 @@ fn the_nodes_metadata_is_what_istiod_registers_by() {
     ] {
         assert_eq!(at(&found, path).as_deref(), Some(expected), "{path}");
     }
+    // Who must not be registered says all of that but the group, which the bundle names too.
+    let mut unregistered = found;
+    unregistered.fields.remove("AUTO_REGISTER_GROUP").unwrap();
+    let registration = Registration {
+        registers: false,
+        ..registration
+    };
+    assert_eq!(metadata(&registration), unregistered);
     let place = locality(&bundle.proxy_metadata).unwrap();
     assert_eq!(
         (place.region.as_str(), place.zone.as_str(), place.sub_zone.as_str()),
@@ -296,6 +306,7 @@ fn a_tunnel_label_of_the_group_stays() {
     let labels = r#"{"networking.istio.io/tunnel":"none"}"#.to_owned();
     let proxy_metadata = [("ISTIO_METAJSON_LABELS".to_owned(), labels)].into();
     let found = metadata(&Registration {
+        registers: true,
         name: "n",
         namespace: "s",
         service_account: "a",

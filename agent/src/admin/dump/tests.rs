@@ -258,6 +258,7 @@ fn member(credentials: Credentials) -> (View, [Registered; 2]) {
         xds: watch::channel(xds::Status::default()).1,
         captured: watch::channel(0).1,
         record: watch::channel(Vec::new()).1,
+        registration: watch::channel(Default::default()).1,
     };
     (View::Member(member), flows)
 }

@@ -5,10 +5,12 @@ use mesh_proto::envoy::discovery::aggregated_discovery_service_server::{
     AggregatedDiscoveryService, AggregatedDiscoveryServiceServer,
 };
 use tokio::net::TcpListener;
-use tokio_stream::wrappers::TcpListenerStream;
-use tonic::{Request, Response, Status};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
+use tonic::{Request, Response, Status, Streaming};
 
 use super::*;
+use crate::join::{ControlPlane, Membership};
 
 /// What the control plane saw on its streams, which are numbered from 1.
 #[derive(Debug, PartialEq)]
@@ -90,7 +92,7 @@ async fn read(
 /// A machine and its control plane.
 struct Lab {
     health: watch::Sender<Health>,
-    error: watch::Receiver<Option<String>>,
+    status: watch::Receiver<super::Status>,
     seen: mpsc::UnboundedReceiver<Seen>,
 }
 
@@ -108,13 +110,16 @@ impl Lab {
         let server = tonic::transport::Server::builder();
         tokio::spawn(server.serve_with_incoming(service, TcpListenerStream::new(listener)));
         let (health, health_watch) = watch::channel(Health::default());
-        let (error_sender, error) = watch::channel(None);
-        let connect = move || {
+        let (status_sender, status) = watch::channel(super::Status::default());
+        let open = move |first| {
             let address = address.clone();
-            async move { Ok(tonic::transport::Endpoint::from_shared(address)?.connect().await?) }
+            async move {
+                let channel = tonic::transport::Endpoint::from_shared(address)?.connect().await?;
+                Stream::over(channel, &membership(), first).await
+            }
         };
-        tokio::spawn(run(node(), health_watch, connect, error_sender));
-        Self { health, error, seen }
+        tokio::spawn(run(node(), health_watch, open, status_sender));
+        Self { health, status, seen }
     }
 
     fn set(&self, verdict: Verdict) {
@@ -130,6 +135,24 @@ impl Lab {
                 other => return other,
             }
         }
+    }
+}
+
+fn membership() -> Membership {
+    Membership {
+        agent_id: "a".into(),
+        trust_domain: "example.org".into(),
+        namespace: "shop".into(),
+        service_account: "web".into(),
+        workload_name: "web-10.0.0.1".into(),
+        workload_group: "web".into(),
+        network: String::new(),
+        cluster_id: "c1".into(),
+        dns_domain: "cluster.local".into(),
+        address: "10.0.0.1".parse().unwrap(),
+        control_addresses: vec![],
+        ca_pins: vec![],
+        control_plane: ControlPlane::default(),
     }
 }
 
@@ -158,7 +181,8 @@ async fn registers_only_in_rotation(manner: Manner) {
     lab.health.send_modify(|health| health.draining = Some(8));
     assert_eq!(lab.next().await, Seen::Health(2, Some("draining".to_owned())));
     assert_eq!(lab.next().await, Seen::Ended(2));
-    assert_eq!(*lab.error.borrow(), None);
+    let given_up = |status: &super::Status| *status == super::Status::default();
+    lab.status.wait_for(given_up).await.unwrap();
 }
 
 #[tokio::test]
@@ -182,10 +206,21 @@ async fn what_is_answered_is_acknowledged() {
 #[tokio::test]
 async fn a_refusal_is_told_and_tried_again() {
     let mut lab = Lab::start(Manner::Refuses).await;
-    let told = lab.error.wait_for(Option::is_some).await.unwrap().clone();
-    assert!(told.is_some_and(|text| text.contains("no WorkloadGroup shop/web")));
+    let told = lab
+        .status
+        .wait_for(|status| status.error.is_some())
+        .await
+        .unwrap()
+        .clone();
+    assert!(
+        !told.open
+            && told
+                .error
+                .is_some_and(|text| text.contains("no WorkloadGroup shop/web"))
+    );
     assert_eq!(lab.next().await, Seen::First(2, Box::new(first(&node()))));
-    lab.error.wait_for(Option::is_none).await.unwrap();
+    let answered = |status: &super::Status| status.open && status.error.is_none();
+    lab.status.wait_for(answered).await.unwrap();
 }
 
 #[test]
