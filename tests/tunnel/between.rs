@@ -3,6 +3,7 @@
 use std::cell::Cell;
 use std::net::SocketAddr;
 use std::rc::Rc;
+use std::time::Duration;
 
 use mesh_agent::copy::{Count, both_ways, tcp};
 use mesh_agent::failure::Failure;
@@ -13,19 +14,29 @@ use mesh_core::transport::Preference;
 use mesh_core::world::{ApplicationTunnel, Delta};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
+use tokio::sync::watch;
 
 use crate::mesh::{Ca, Member, Stream, dial, echo, echo_server, id, over, over_each, workload};
 
-type Asked = Rc<Cell<usize>>;
+/// How often a gateway was asked, and how many of these streams live.
+struct Passed {
+    asked: Cell<usize>,
+    live: watch::Sender<usize>,
+}
 
-/// A gateway that takes whatever it is asked for to `inner`, and counts how often it was asked.
-fn gateway(member: &Member, inner: SocketAddr) -> (SocketAddr, Asked) {
+/// A gateway that takes whatever it is asked for to `inner`.
+fn gateway(member: &Member, inner: SocketAddr) -> (SocketAddr, Rc<Passed>) {
     let tunnels = Tunnels::bind(member.shared.clone()).unwrap();
     let address = tunnels.local_address();
-    let asked = Asked::default();
-    let noted = asked.clone();
+    let passed = Rc::new(Passed {
+        asked: Cell::new(0),
+        live: watch::Sender::new(0),
+    });
+    let noted = passed.clone();
     let forward = move |request: Request| {
-        noted.set(noted.get() + 1);
+        let noted = noted.clone();
+        noted.asked.set(noted.asked.get() + 1);
+        noted.live.send_modify(|live| *live += 1);
         async move {
             let far = tcp::split(TcpStream::connect(inner).await.unwrap());
             let ok = ResponseHead {
@@ -34,10 +45,11 @@ fn gateway(member: &Member, inner: SocketAddr) -> (SocketAddr, Asked) {
             };
             let near = request.accept(ok).await.unwrap();
             let _ = both_ways(near, far, &Count::default(), &Count::default()).await;
+            noted.live.send_modify(|live| *live -= 1);
         }
     };
     tokio::task::spawn_local(listen::run(tunnels, forward));
-    (address, asked)
+    (address, passed)
 }
 
 async fn through(tunnels: &Tunnels, gateway: SocketAddr, inner: &[&str], authority: &str) -> Result<Stream, Failure> {
@@ -63,7 +75,7 @@ fn a_gateway_is_passed_to_one_of_those_who_may_be_behind_it() {
         let member = |name: &str| Member::new(name, &ca.member(name));
         let (web, orders, between) = (member("web"), member("orders"), member("gateway"));
         let application = echo_server().await;
-        let (gateway, asked) = gateway(&between, orders.serve());
+        let (gateway, passed) = gateway(&between, orders.serve());
         let tunnels = web.dialer();
         // Whoever the gateway picks must be one of many; and its tunnel is not the next flow's.
         for _ in 0..2 {
@@ -82,7 +94,11 @@ fn a_gateway_is_passed_to_one_of_those_who_may_be_behind_it() {
             .await
             .unwrap_err();
         assert!(matches!(foreign, Failure::Status { status: 400, .. }), "{foreign}");
-        assert_eq!(asked.get(), 4, "an outer stream for each");
+        assert_eq!(passed.asked.get(), 4, "an outer stream for each");
+        // The inner tunnel, and with it the outer stream, ends with the flow that it was for.
+        let mut live = passed.live.subscribe();
+        let none = tokio::time::timeout(Duration::from_secs(10), live.wait_for(|live| *live == 0)).await;
+        assert!(none.is_ok(), "{} are left", *passed.live.borrow());
     });
 }
 

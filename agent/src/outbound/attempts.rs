@@ -158,10 +158,13 @@ impl Attempts<'_> {
     fn head(&self, authority: &Authority, forwarded_network: Option<String>) -> ConnectHead {
         let own = self.shared.own_workload(self.world);
         let host = self.service.as_ref().map(|service| &*service.key.hostname);
+        let capture = &self.shared.config.capture;
+        let tun = [capture.address4.into(), capture.address6.into()];
+        let client = header::known_as(self.client, tun, &self.shared.own_addresses(self.world));
         ConnectHead {
             authority: authority.to_string(),
             baggage: own.as_deref().map(header::baggage),
-            forwarded: Some(header::forwarded(self.client, host)),
+            forwarded: Some(header::forwarded(client, host)),
             traceparent: Some(header::fresh_traceparent()),
             forwarded_network,
         }

@@ -119,7 +119,9 @@ impl Tunnels {
         let stream = crate::copy::pipe(end);
         let transport = crate::flows::Transport::DoubleHbone;
         let client = http2::Client::over(self.shared(), &credentials, target, stream, transport).await?;
-        let (end, _) = client.open(head).await?;
+        let opened = client.open(head).await;
+        client.finish();
+        let (end, _) = opened?;
         let peer = Peer {
             address: gateway.address,
             ..client.link.peer.clone()

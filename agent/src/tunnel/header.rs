@@ -1,6 +1,6 @@
 //! The headers of a CONNECT as Istio has them (as ztunnel does it).
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use mesh_core::world::Workload;
 
@@ -29,6 +29,15 @@ pub fn baggage(workload: &Workload) -> String {
         .join(",")
 }
 
+/// As whom peers know an application that connects from the TUN's addresses: they know this machine by one of `own`.
+pub fn known_as(client: SocketAddr, tun: [IpAddr; 2], own: &[IpAddr]) -> SocketAddr {
+    let address = own.iter().find(|own| own.is_ipv4() == client.is_ipv4());
+    match address {
+        Some(address) if tun.contains(&client.ip()) => SocketAddr::new(*address, client.port()),
+        _ => client,
+    }
+}
+
 /// RFC 7239: for whom we connect, and to which service.
 pub fn forwarded(client: SocketAddr, host: Option<&str>) -> String {
     let host = host.map(|host| format!(";host={host}")).unwrap_or_default();
@@ -42,4 +51,23 @@ pub fn fresh_traceparent() -> String {
     let _ = aws_lc_rs::rand::fill(&mut ids);
     let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
     format!("00-{}-{}-00", hex(&ids[..16]), hex(&ids[16..]))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_tuns_addresses_are_told_to_nobody() {
+        let tun = ["100.64.100.1".parse().unwrap(), "fd6d::1".parse().unwrap()];
+        let own = ["10.0.0.7".parse().unwrap(), "fd00::7".parse().unwrap()];
+        for (client, own, known) in [
+            ("100.64.100.1:4000", &own[..], "10.0.0.7:4000"),
+            ("[fd6d::1]:4000", &own, "[fd00::7]:4000"),
+            ("[fd6d::1]:4000", &own[..1], "[fd6d::1]:4000"),
+            ("172.30.0.2:4000", &own, "172.30.0.2:4000"),
+        ] {
+            assert_eq!(known_as(client.parse().unwrap(), tun, own).to_string(), known);
+        }
+    }
 }

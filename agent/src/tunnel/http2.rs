@@ -128,6 +128,11 @@ impl Client {
         Ok((end, head))
     }
 
+    /// No stream after those that are open: with the last of them the connection ends.
+    pub(super) fn finish(&self) {
+        self.send.take();
+    }
+
     /// The peer takes no new streams: GOAWAY, or it is gone.
     fn ended(&self, error: &h2::Error) -> Failure {
         self.link.go_away();
