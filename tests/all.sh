@@ -35,7 +35,10 @@ whole_tests() { cargo test --locked --workspace --tests --profile "$PROFILE" -q;
 doc_tests() { cargo test --locked --workspace --doc --profile "$PROFILE" -q; }
 demo() { MESH_BIN=$BIN DEMO_MEGABYTES=64 tests/demo/demo.sh; }
 
-say_interop() { [ -n "${ZTUNNEL:-}" ] || skip "interop (ztunnel)" "ZTUNNEL names no binary"; }
+say_interop() {
+    [ -n "${ZTUNNEL:-}" ] || skip "interop (ztunnel)" "ZTUNNEL names no binary"
+    [ -n "${ENVOY:-}" ] || skip "interop (Envoy as waypoint and as gateway)" "ENVOY names no binary"
+}
 
 has_root() { [ "$(id -u)" = 0 ]; }
 has_tun() { [ -c /dev/net/tun ]; }

@@ -2,6 +2,8 @@
 //! certificate, delta ADS, auto-registration), refuses as it refuses, and remembers what it was asked.
 #![allow(clippy::unwrap_used, unreachable_pub)]
 
+#[path = "istio/envoy.rs"]
+mod envoy;
 #[path = "mesh/fixture.rs"]
 #[allow(dead_code, reason = "the machines of tests/mesh.rs, without its control plane")]
 mod fixture;
@@ -13,6 +15,8 @@ mod istiod;
 mod joining;
 #[path = "istio/lab.rs"]
 mod lab;
+#[path = "istio/middle.rs"]
+mod middle;
 #[path = "istio/script.rs"]
 mod script;
 #[path = "istio/streams.rs"]

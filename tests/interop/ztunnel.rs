@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use mesh_lab::{Proc, wait_until};
+use mesh_lab::{Proc, given, wait_until};
 
 use crate::fixture::{Machine, Mesh, SOON, log_to};
 
@@ -12,20 +12,7 @@ const MARK: u32 = 1337;
 
 /// The binary, when there is one to test with.
 pub fn binary() -> Option<PathBuf> {
-    let found = std::env::var_os("ZTUNNEL").map(PathBuf::from);
-    if found.is_none() {
-        // Straight to the terminal: the test harness keeps what a passing test prints to itself.
-        let thread = std::thread::current();
-        let message = format!(
-            "SKIPPED {}: set ZTUNNEL to a ztunnel binary\n",
-            thread.name().unwrap_or("test")
-        );
-        let _ = std::io::Write::write_all(&mut std::io::stderr(), message.as_bytes());
-    }
-    if let Some(path) = &found {
-        assert!(path.exists(), "ZTUNNEL={}: there is no such file", path.display());
-    }
-    found
+    given("ZTUNNEL")
 }
 
 /// One workload's own ztunnel (`PROXY_MODE=dedicated`).

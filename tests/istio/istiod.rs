@@ -54,6 +54,14 @@ impl Ca {
         }
     }
 
+    /// Certificate chain and key of a member that is no machine of ours.
+    pub fn member(&self, identity: &str) -> (String, String) {
+        let key = rcgen::KeyPair::generate().unwrap();
+        let request = rcgen::CertificateParams::new(Vec::new()).unwrap();
+        let request = request.serialize_request(&key).unwrap().pem().unwrap();
+        (self.sign(&request, identity, 86_400), key.serialize_pem())
+    }
+
     fn server(&self) -> Arc<rustls::ServerConfig> {
         let key = rcgen::KeyPair::generate().unwrap();
         let mut params = rcgen::CertificateParams::new(vec![NAME.into()]).unwrap();

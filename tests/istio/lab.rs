@@ -7,6 +7,9 @@ use std::sync::Arc;
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use mesh_lab::{Host, Lan};
+use mesh_proto::istio::workload::{Address, Workload, address};
+use mesh_proto::type_url;
+use prost::Message as _;
 
 use crate::fixture::Machine;
 use crate::istiod::{Ca, Istiod, NAME};
@@ -78,6 +81,28 @@ impl Lab {
         machine.start();
         machine.wait_ready();
         machine
+    }
+
+    /// Certificate chain and key of a member that is no machine of ours.
+    pub fn certificate(&self, identity: &str) -> (String, String) {
+        self.ca.member(identity)
+    }
+
+    /// The anchor of the mesh.
+    pub fn root(&self) -> String {
+        self.ca.pem.clone()
+    }
+
+    /// The record that istiod made of a machine.
+    pub fn recorded(&self, machine: &Machine) -> Workload {
+        let name = self.record(machine);
+        let script = self.script.lock();
+        let values = script.resources[type_url::ADDRESS].values();
+        let mut workloads = values.filter_map(|(_, value)| match Address::decode(&**value).unwrap().r#type {
+            Some(address::Type::Workload(workload)) => Some(workload),
+            _ => None,
+        });
+        workloads.find(|workload| workload.name == name).unwrap()
     }
 
     /// The name that istiod computes for the record of a machine.

@@ -92,6 +92,15 @@ impl Script {
         self.lock().push(type_url::ADDRESS, vec![], vec![name.into()]);
     }
 
+    /// Sets or takes away a policy, for all streams; it has no version, as at istiod.
+    pub fn policy(&self, name: &str, policy: Option<Vec<u8>>) {
+        let (changed, gone) = match policy {
+            Some(value) => (vec![(name.into(), String::new(), value)], vec![]),
+            None => (vec![], vec![name.into()]),
+        };
+        self.lock().push(type_url::AUTHORIZATION, changed, gone);
+    }
+
     /// Ends every stream in peace, as istiod does after half an hour.
     pub fn close_streams(&self) {
         self.lock().streams.iter_mut().for_each(|stream| stream.sender = None);

@@ -34,3 +34,17 @@ pub fn wait_for<T>(deadline: Duration, what: &str, mut condition: impl FnMut() -
 pub fn wait_until(deadline: Duration, what: &str, mut condition: impl FnMut() -> bool) {
     wait_for(deadline, what, || condition().then_some(()));
 }
+
+/// The program of somebody else's that this variable names; without it the test says SKIPPED aloud, and passes.
+pub fn given(variable: &str) -> Option<std::path::PathBuf> {
+    let Some(path) = std::env::var_os(variable).map(std::path::PathBuf::from) else {
+        // Straight to the terminal: the test harness keeps what a passing test prints to itself.
+        let thread = std::thread::current();
+        let test = thread.name().unwrap_or("test");
+        let message = format!("SKIPPED {test}: {variable} names no binary\n");
+        let _ = std::io::Write::write_all(&mut std::io::stderr(), message.as_bytes());
+        return None;
+    };
+    assert!(path.exists(), "{variable}={}: there is no such file", path.display());
+    Some(path)
+}
