@@ -68,6 +68,10 @@ impl Why {
             Self::Lossy => "QUIC loses too many packets",
         }
     }
+
+    fn is_failure(&self) -> bool {
+        matches!(self, Self::NoAnswer | Self::Refused | Self::Stopped | Self::Lossy)
+    }
 }
 
 /// One peer, for people.
@@ -91,7 +95,7 @@ struct Known {
     why: Why,
     since: Duration,
     last_used: Duration,
-    /// In a row.
+    /// In a row: an answer alone does not end the row, only working for [`PROVEN`].
     failures: u32,
     /// When QUIC is to be tried again, unless it works.
     probe_at: Duration,
@@ -136,18 +140,21 @@ impl Memory {
 
     /// Whether QUIC is still worth an attempt that was planned earlier: not when another one failed meanwhile.
     pub fn may_try_quic(&self, peer: SocketAddr, planned: Duration) -> bool {
-        let failed_since = |known: &Known| known.failures > 0 && known.since > planned;
+        let failed_since = |known: &Known| known.why.is_failure() && known.since > planned;
         self.preference == Preference::Quic || !self.peers.get(&peer).is_some_and(failed_since)
     }
 
-    /// QUIC to `peer` answered.
+    /// QUIC to `peer` answered. Earlier failures are not forgotten for that: a handshake passes where a load does not.
     pub fn worked(&mut self, peer: SocketAddr, now: Duration) {
-        self.set(peer, Why::Works, 0, now);
+        let failures = self.peers.get(&peer).map_or(0, |known| known.failures);
+        self.set(peer, Why::Works, failures, now);
     }
 
     /// QUIC to `peer` did not work, or works no more: streams take TCP, and QUIC is tried again after a pause that doubles.
     pub fn failed(&mut self, peer: SocketAddr, why: Why, now: Duration) {
-        let failures = self.peers.get(&peer).map_or(0, |known| known.failures);
+        let proven = |known: &&Known| known.why == Why::Works && now.saturating_sub(known.since) >= PROVEN;
+        let known = self.peers.get(&peer).filter(|known| !proven(known));
+        let failures = known.map_or(0, |known| known.failures);
         self.set(peer, why, failures.saturating_add(1), now);
     }
 
@@ -180,7 +187,7 @@ impl Memory {
             }
         }
         let since = match self.peers.get(&peer) {
-            Some(known) if known.why == why && failures == 0 => known.since,
+            Some(known) if known.why == why && !why.is_failure() => known.since,
             _ => now,
         };
         let known = Known {
@@ -233,6 +240,8 @@ impl Losses {
 pub const HEAD_START: Duration = Duration::from_millis(200);
 const PROBE: Duration = Duration::from_secs(15);
 const MAX_PROBE: Duration = Duration::from_secs(600);
+/// QUIC that worked for so long has a clean record.
+const PROVEN: Duration = Duration::from_secs(600);
 /// The one that was not used for longest is forgotten.
 const MAX_PEERS: usize = 4096;
 const MIN_SAMPLE: u64 = 50;
@@ -279,6 +288,30 @@ mod tests {
         );
         memory.worked(peer(1), later);
         assert_eq!(memory.plan(peer(1), Quic::No, later), Plan::Quic, "what is known wins");
+    }
+
+    #[test]
+    fn an_answer_to_a_probe_does_not_shorten_the_pauses() {
+        let (mut memory, mut now) = (Memory::new(Preference::Auto), NOW);
+        for pause in [PROBE, 2 * PROBE, 4 * PROBE] {
+            memory.failed(peer(1), Why::Lossy, now);
+            let early = now + pause - Duration::from_secs(1);
+            assert_eq!(memory.plan(peer(1), Quic::Marked, early), Plan::Tcp { probe: false });
+            now += pause;
+            assert_eq!(memory.plan(peer(1), Quic::Marked, now), Plan::Tcp { probe: true });
+            memory.worked(peer(1), now);
+            assert_eq!(memory.plan(peer(1), Quic::Marked, now), Plan::Quic);
+            assert!(memory.may_try_quic(peer(1), now - Duration::from_millis(1)));
+            now += Duration::from_secs(2);
+        }
+        memory.worked(peer(1), now + PROVEN);
+        now += PROVEN;
+        memory.failed(peer(1), Why::Lossy, now);
+        assert_eq!(
+            memory.plan(peer(1), Quic::Marked, now + PROBE),
+            Plan::Tcp { probe: true },
+            "a clean record"
+        );
     }
 
     #[test]

@@ -38,6 +38,8 @@ pub(super) struct Connection {
     next_request: Cell<u64>,
     /// Set when the peer stopped answering, or too much is lost: nothing new is to wait for it.
     doubtful: watch::Sender<bool>,
+    /// The peer says that too much is lost of what it sends.
+    peer_loses: Cell<bool>,
 }
 
 impl Connection {
@@ -52,6 +54,7 @@ impl Connection {
             quic,
             next_request: Cell::new(0),
             doubtful: watch::Sender::new(false),
+            peer_loses: Cell::new(false),
         }))
     }
 
@@ -93,13 +96,16 @@ impl Connection {
     }
 
     /// Serves what is not a request, until the connection ends: control streams, revocation, idleness; and, for a tunnel
-    /// that we accepted, GOAWAY once `draining` turns true.
+    /// that we accepted, GOAWAY once `draining` turns true, and a word to the peer when what we send is lost too often.
     async fn attend(self: Rc<Self>, mut revoked: Revoked, mut draining: Option<watch::Receiver<bool>>) {
         let mut control = tokio::select! {
             opened = self.open_control() => opened,
             _ = self.quic.closed() => return,
         };
         let mut check = tokio::time::interval(CHECK);
+        let loses = self.loses(draining.is_some());
+        tokio::pin!(loses);
+        let mut told = false;
         self.close_if_revoked(&revoked);
         loop {
             tokio::select! {
@@ -115,6 +121,12 @@ impl Connection {
                 _ = check.tick() => if self.link.is_idle() {
                     self.close(code::NO_ERROR, b"idle");
                 },
+                () = &mut loses, if !told => {
+                    told = true;
+                    if let Ok(control) = &mut control {
+                        self.tell_of_losses(control).await;
+                    }
+                }
                 () = drained(draining.as_mut()) => {
                     draining = None;
                     if let Ok(control) = &mut control {
@@ -139,13 +151,28 @@ impl Connection {
             let lossy = looks.is_multiple_of(LOOKS_PER_SECOND) && losses.sample(path.sent_packets, path.lost_packets);
             let why = match heard.is_silent(&self.quic) {
                 true => Why::Stopped,
-                false if lossy => Why::Lossy,
+                false if lossy || self.peer_loses.get() => Why::Lossy,
                 false => continue,
             };
             self.link.go_away();
             shared.transports.failed(peer, why);
             self.doubtful.send_replace(true);
             return;
+        }
+    }
+
+    /// Resolves when too much is lost of what we send on a tunnel that we accepted.
+    async fn loses(&self, accepted: bool) {
+        if !accepted {
+            return std::future::pending().await;
+        }
+        let (mut second, mut losses) = (tokio::time::interval(LOOK * LOOKS_PER_SECOND), Losses::default());
+        loop {
+            second.tick().await;
+            let path = self.quic.stats().path;
+            if losses.sample(path.sent_packets, path.lost_packets) {
+                return;
+            }
         }
     }
 

@@ -19,6 +19,8 @@ pub enum Frame {
     Headers(Bytes),
     Settings(Settings),
     GoAway(u64),
+    /// Ours, on control streams: what the sender sends on this connection is lost too often. See [`LOSSY`].
+    Lossy,
 }
 
 /// What a peer's SETTINGS say that matters here.
@@ -142,6 +144,7 @@ impl Decoder {
             }
             (GOAWAY, Stream::Control) => gather(8, H3Error::Frame),
             (CANCEL_PUSH | MAX_PUSH_ID, Stream::Control) => gather(8, H3Error::Frame),
+            (LOSSY, Stream::Control) if length == 0 => gather(0, H3Error::Frame),
             (DATA | HEADERS | PUSH_PROMISE, Stream::Control) => Err(H3Error::FrameUnexpected),
             (SETTINGS | GOAWAY | CANCEL_PUSH | MAX_PUSH_ID | PUSH_PROMISE, Stream::Request) => {
                 Err(H3Error::FrameUnexpected)
@@ -161,6 +164,7 @@ impl Decoder {
             HEADERS => Ok(Frame::Headers(payload)),
             SETTINGS => settings(&payload).map(Frame::Settings),
             GOAWAY => id().map(Frame::GoAway),
+            LOSSY => Ok(Frame::Lossy),
             // We never promise a push, so that no push id is valid.
             CANCEL_PUSH => Err(id().err().unwrap_or(H3Error::Id)),
             _ => id().map(|_| Frame::Data(Bytes::new())),
@@ -221,6 +225,14 @@ pub fn goaway(id: u64) -> Vec<u8> {
     out
 }
 
+/// A frame of type [`LOSSY`].
+pub fn lossy() -> Vec<u8> {
+    let mut out = Vec::new();
+    write_varint(LOSSY, &mut out);
+    write_varint(0, &mut out);
+    out
+}
+
 /// A HEADERS frame around an encoded field section.
 pub fn headers(section: &[u8]) -> Vec<u8> {
     let mut out = Vec::with_capacity(section.len() + 4);
@@ -238,6 +250,10 @@ pub fn data_head(length: usize) -> Vec<u8> {
     out
 }
 
+/// Type of the frame, without payload, by which an accepting member tells the one that dialled that too much of what it sends is
+/// lost: only the sender of a packet learns of its loss (RFC 9002 6), and only who dials chooses the transport. The letters
+/// `mesh`; who does not know it skips it (RFC 9114 9).
+pub const LOSSY: u64 = 0x6d65_7368;
 const DATA: u64 = 0x00;
 const HEADERS: u64 = 0x01;
 const CANCEL_PUSH: u64 = 0x03;

@@ -106,10 +106,13 @@ fn control_streams() {
         max_field_section_size: Some(MAX_FIELD_SECTION as u64),
         ..Settings::default()
     };
-    let bytes = [&preface[1..], &frame::goaway(8)].concat();
+    // A frame of the same type with a payload is somebody else's, and skipped as all that are not known.
+    let foreign = [&frame::lossy()[..8], &[2, 0, 0]].concat();
+    let bytes = [&preface[1..], &frame::goaway(8), &foreign, &frame::lossy()].concat();
     for chunk in [1, 3, 100] {
         let frames = decode_all(Stream::Control, &bytes, chunk);
-        assert_eq!(frames, Ok(vec![Frame::Settings(settings), Frame::GoAway(8)]));
+        let expected = vec![Frame::Settings(settings), Frame::GoAway(8), Frame::Lossy];
+        assert_eq!(frames, Ok(expected));
     }
     assert_eq!(
         decode_all(Stream::Control, &frame::goaway(8), 9),

@@ -2,7 +2,7 @@
 
 use std::rc::Rc;
 
-use mesh_core::h3::frame::{Decoder, Frame, Stream, control_preface, goaway};
+use mesh_core::h3::frame::{Decoder, Frame, Stream, control_preface, goaway, lossy};
 use mesh_core::h3::{H3Error, read_varint, stream_type};
 use quinn::{RecvStream, VarInt};
 
@@ -25,6 +25,14 @@ impl Connection {
         self.link.go_away();
         if let Err(error) = control.write_all(&goaway(self.next_request.get())).await {
             tracing::debug!(target: "mesh_agent::tunnel", peer = %self.link.peer.identity, %error, "GOAWAY was not sent");
+        }
+    }
+
+    /// Says that too much is lost of what we send here, so that the peer may take another way with new streams.
+    pub(super) async fn tell_of_losses(&self, control: &mut quinn::SendStream) {
+        tracing::info!(target: "mesh_agent::tunnel", peer = %self.link.peer.identity, "too many packets to this peer are lost over QUIC");
+        if let Err(error) = control.write_all(&lossy()).await {
+            tracing::debug!(target: "mesh_agent::tunnel", peer = %self.link.peer.identity, %error, "the peer was not told of losses");
         }
     }
 
@@ -61,8 +69,10 @@ impl Connection {
         while let Ok(Some(chunk)) = stream.read_chunk(CONTROL_CHUNK, true).await {
             let mut bytes = chunk.bytes;
             while let Some(frame) = decoder.next(&mut bytes)? {
-                if let Frame::GoAway(_) = frame {
-                    self.link.go_away();
+                match frame {
+                    Frame::GoAway(_) => self.link.go_away(),
+                    Frame::Lossy => self.peer_loses.set(true),
+                    _ => {}
                 }
             }
         }

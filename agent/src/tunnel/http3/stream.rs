@@ -74,7 +74,7 @@ impl copy::Source for Source {
                 Some(Frame::Data(bytes)) if bytes.is_empty() => {}
                 Some(Frame::Data(bytes)) => return Ok(Some(bytes)),
                 // RFC 9114 4.4: only DATA once the tunnel is open.
-                Some(Frame::Headers(_) | Frame::Settings(_) | Frame::GoAway(_)) => {
+                Some(Frame::Headers(_) | Frame::Settings(_) | Frame::GoAway(_) | Frame::Lossy) => {
                     return Err(self.malformed(H3Error::FrameUnexpected));
                 }
                 None => return Ok(None),
