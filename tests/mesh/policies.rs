@@ -4,7 +4,7 @@ use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
-use crate::fixture::{Machine, Mesh, SOON, text};
+use crate::fixture::{GROUPS, Machine, Mesh, SOON, text};
 use mesh_lab::{wait_for, wait_until};
 
 use crate::tools::Tools as _;
@@ -100,6 +100,51 @@ fn live_flows_are_cut_within_a_second() {
     assert!(took < Duration::from_secs(1), "cut after {took:?}");
     orders.wait_log(&["access", "policy change", "shop/no-web"]);
     web.wait_log(&["access", "policy change", "shop/no-web"]);
+}
+
+#[test]
+fn a_live_flow_is_cut_when_its_machine_gets_labels_that_a_policy_selects() {
+    let mut mesh = Mesh::start();
+    let orders = mesh.member("orders", "shop/orders");
+    let web = mesh.member("web", "shop/web");
+    let _echo = orders.host.echo_server("0.0.0.0:8080");
+    let to = format!("{}:80", web.host.resolve("orders.shop.mesh.internal"));
+    mesh.apply(&DENY_WEB.replace("app: orders", "stage: closed"));
+    let mut stream = web.host.connect(&to).unwrap();
+    let mut echo = [0; 4];
+    let mut ping = || {
+        stream.write_all(b"live")?;
+        stream.read_exact(&mut echo)
+    };
+    ping().unwrap();
+    // A label that no policy selects: the machine is registered anew, and nothing is cut.
+    let group = |labels: &str| {
+        let group = GROUPS
+            .split("---\n")
+            .find(|one| one.contains("name: orders, namespace: shop"));
+        group.unwrap().replace("app: orders", labels)
+    };
+    let labels = |wanted: &str| {
+        wait_until(SOON, &format!("the labels {wanted}"), || {
+            let entries = mesh.ctl(&["get", "we", "-n", "shop", "-o", "json"]);
+            entries.contains(wanted) && orders.status()["control"]["connected"] == true
+        });
+    };
+    mesh.apply(&group("app: orders, stage: open"));
+    labels("open");
+    ping().unwrap();
+
+    mesh.apply(&group("app: orders, stage: closed"));
+    let applied = Instant::now();
+    let end = stream.read(&mut [0]).unwrap_err();
+    assert_eq!(end.kind(), std::io::ErrorKind::ConnectionReset, "{end}");
+    let took = applied.elapsed();
+    assert!(took < Duration::from_secs(2), "cut after {took:?}");
+    orders.wait_log(&["access", "policy change", "shop/no-web"]);
+    assert!(web.host.connect(&to).is_err(), "a new flow");
+
+    mesh.apply(&group("app: orders"));
+    wait_until(SOON, "new flows to be let in", || web.host.connect(&to).is_ok());
 }
 
 #[test]
