@@ -1,8 +1,10 @@
 //! From resources to what agents are told: workloads, services and policies, the way istiod derives them. Pure.
 
+mod gateways;
 mod peers;
 mod policies;
 mod services;
+mod waypoints;
 mod workloads;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -12,7 +14,13 @@ use mesh_proto::istio::security::Authorization;
 use mesh_proto::istio::workload;
 use mesh_proto::mesh::Probe;
 
-use crate::resources::{AuthorizationPolicy, PeerAuthentication, Resource, Service, ServiceEntry, WorkloadEntry};
+use crate::resources::{
+    AuthorizationPolicy, Gateway, Kind, Meta, Namespace, PeerAuthentication, Resource, Service, ServiceEntry,
+    WorkloadEntry,
+};
+use crate::store::ResourceKey;
+use waypoints::Waypoints;
+pub use waypoints::{USE_WAYPOINT, Unbound};
 
 /// The namespace whose policies are for the whole mesh.
 pub const ROOT_NAMESPACE: &str = mesh_core::identity::CONTROL_NAMESPACE;
@@ -51,6 +59,8 @@ struct Sorted<'a> {
     services: Vec<&'a Service>,
     policies: Vec<&'a AuthorizationPolicy>,
     peers: Vec<&'a PeerAuthentication>,
+    gateways: Vec<&'a Gateway>,
+    namespaces: Vec<&'a Namespace>,
 }
 
 impl<'a> Sorted<'a> {
@@ -61,6 +71,8 @@ impl<'a> Sorted<'a> {
             services: Vec::new(),
             policies: Vec::new(),
             peers: Vec::new(),
+            gateways: Vec::new(),
+            namespaces: Vec::new(),
         };
         for resource in resources {
             match resource {
@@ -69,6 +81,8 @@ impl<'a> Sorted<'a> {
                 Resource::Service(r) => sorted.services.push(r),
                 Resource::AuthorizationPolicy(r) => sorted.policies.push(r),
                 Resource::PeerAuthentication(r) => sorted.peers.push(r),
+                Resource::Gateway(r) => sorted.gateways.push(r),
+                Resource::Namespace(r) => sorted.namespaces.push(r),
                 Resource::WorkloadGroup(_) => {}
             }
         }
@@ -79,10 +93,11 @@ impl<'a> Sorted<'a> {
 /// Derives the world.
 pub fn world(input: &Input<'_>) -> World {
     let sorted = Sorted::of(input.resources);
-    let services = services::all(input, &sorted);
+    let waypoints = Waypoints::of(input, &sorted);
+    let services = services::all(input, &sorted, &waypoints);
     let policies = policies::all(&sorted);
     let attachments = policies::Attachments::of(&sorted);
-    let workloads = workloads::all(input, &sorted, &services, &attachments);
+    let workloads = workloads::all(input, &sorted, &services, &attachments, &waypoints);
     World {
         workloads: workloads.into_iter().map(|w| (w.uid.clone(), w)).collect(),
         services: services::records(services),
@@ -92,6 +107,46 @@ pub fn world(input: &Input<'_>) -> World {
             .collect(),
         probes: input.resources.iter().filter_map(probe).collect(),
     }
+}
+
+/// For each object that asks for a waypoint, which it has (`namespace/name`), or why none; for each Gateway, whether it can be
+/// one. Automatic addresses do not matter here.
+pub fn waypoint_bindings(input: &Input<'_>) -> BTreeMap<ResourceKey, Result<String, Unbound>> {
+    let sorted = Sorted::of(input.resources);
+    let waypoints = Waypoints::of(input, &sorted);
+    let services = services::all(input, &sorted, &waypoints);
+    let key = |kind: Kind, meta: &Meta| ResourceKey {
+        kind: kind.as_str().to_owned(),
+        namespace: meta.namespace.clone(),
+        name: meta.name.clone(),
+    };
+    // In the order in which services::all takes them.
+    let of_services = sorted.services.iter().map(|one| key(Kind::Service, &one.metadata));
+    let of_entries = sorted
+        .service_entries
+        .iter()
+        .map(|one| key(Kind::ServiceEntry, &one.metadata));
+    let bound = of_services
+        .chain(of_entries)
+        .zip(services.iter().map(|one| one.waypoint.clone()));
+    let workloads = sorted.entries.iter().map(|one| {
+        let binding = workloads::waypoint_of(one, &services, &waypoints);
+        (key(Kind::WorkloadEntry, &one.metadata), binding)
+    });
+    let asked = bound.chain(workloads).filter_map(|(key, binding)| {
+        let binding = binding.map(|bound| bound.map(|bound| bound.name)).transpose()?;
+        Some((key, binding))
+    });
+    let world = world(input);
+    let gateways = sorted.gateways.iter().map(|one| {
+        let meta = &one.metadata;
+        let usable = gateways::usable(waypoints.address(one), &world);
+        (
+            key(Kind::Gateway, meta),
+            usable.map(|()| format!("{}/{}", meta.namespace, meta.name)),
+        )
+    });
+    asked.chain(gateways).collect()
 }
 
 /// A group's probe, under the name by which its agents are told of it.
@@ -157,3 +212,5 @@ fn bytes_of(address: IpAddr) -> Vec<u8> {
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod waypoint_tests;

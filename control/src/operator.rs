@@ -3,6 +3,7 @@
 
 mod access;
 mod apply;
+mod status;
 mod tokens;
 
 use std::collections::HashMap;

@@ -2,15 +2,19 @@
 //! checks of meaning, and the JSON that the store keeps.
 
 pub mod check;
+mod gateway;
 mod kind;
 mod meta;
+mod namespace;
 mod networking;
 mod position;
 mod security;
 mod service;
 
+pub use gateway::{Gateway, InboundBinding, RouteNamespaces, WAYPOINT_PORT};
 pub use kind::Kind;
 pub use meta::{Labels, Meta, Selector};
+pub use namespace::Namespace;
 pub use networking::{
     Endpoint, EntryTemplate, HBONE3, ServiceEntry, ServiceEntryPort, ServiceEntrySpec, WorkloadEntry, WorkloadGroup,
     WorkloadGroupSpec,
@@ -42,6 +46,10 @@ pub enum Resource {
     AuthorizationPolicy(AuthorizationPolicy),
     /// `security.istio.io` PeerAuthentication.
     PeerAuthentication(PeerAuthentication),
+    /// `gateway.networking.k8s.io` Gateway.
+    Gateway(Gateway),
+    /// `v1` Namespace.
+    Namespace(Namespace),
 }
 
 /// The part that tells which kind to read; the rest is ignored here and read strictly afterwards.
@@ -93,6 +101,8 @@ impl Resource {
             Kind::Service => Self::Service(serde_json::from_str(json)?),
             Kind::AuthorizationPolicy => Self::AuthorizationPolicy(serde_json::from_str(json)?),
             Kind::PeerAuthentication => Self::PeerAuthentication(serde_json::from_str(json)?),
+            Kind::Gateway => Self::Gateway(serde_json::from_str(json)?),
+            Kind::Namespace => Self::Namespace(serde_json::from_str(json)?),
         })
     }
 
@@ -108,6 +118,8 @@ impl Resource {
             Self::Service(r) => json(r),
             Self::AuthorizationPolicy(r) => json(r),
             Self::PeerAuthentication(r) => json(r),
+            Self::Gateway(r) => json(r),
+            Self::Namespace(r) => json(r),
         }
     }
 
@@ -120,6 +132,8 @@ impl Resource {
             Self::Service(_) => Kind::Service,
             Self::AuthorizationPolicy(_) => Kind::AuthorizationPolicy,
             Self::PeerAuthentication(_) => Kind::PeerAuthentication,
+            Self::Gateway(_) => Kind::Gateway,
+            Self::Namespace(_) => Kind::Namespace,
         }
     }
 
@@ -132,6 +146,8 @@ impl Resource {
             Self::Service(r) => &r.metadata,
             Self::AuthorizationPolicy(r) => &r.metadata,
             Self::PeerAuthentication(r) => &r.metadata,
+            Self::Gateway(r) => &r.metadata,
+            Self::Namespace(r) => &r.metadata,
         }
     }
 
@@ -144,6 +160,8 @@ impl Resource {
             Self::Service(r) => &r.api_version,
             Self::AuthorizationPolicy(r) => &r.api_version,
             Self::PeerAuthentication(r) => &r.api_version,
+            Self::Gateway(r) => &r.api_version,
+            Self::Namespace(r) => &r.api_version,
         }
     }
 
@@ -164,13 +182,17 @@ impl Resource {
             Kind::Service => Self::Service(read(yaml)?),
             Kind::AuthorizationPolicy => Self::AuthorizationPolicy(read(yaml)?),
             Kind::PeerAuthentication => Self::PeerAuthentication(read(yaml)?),
+            Kind::Gateway => Self::Gateway(read(yaml)?),
+            Kind::Namespace => Self::Namespace(read(yaml)?),
         })
     }
 
     /// Checks the meaning; each finding names its field.
     fn check(&self) -> Vec<Finding> {
         let mut findings = Vec::new();
-        self.meta().check(&mut findings);
+        if !matches!(self, Self::Namespace(_)) {
+            self.meta().check(&mut findings);
+        }
         match self {
             Self::WorkloadGroup(r) => r.check(&mut findings),
             Self::WorkloadEntry(r) => r.check(&mut findings),
@@ -178,6 +200,8 @@ impl Resource {
             Self::Service(r) => r.check(&mut findings),
             Self::AuthorizationPolicy(r) => r.check(&mut findings),
             Self::PeerAuthentication(r) => r.check(&mut findings),
+            Self::Gateway(r) => r.check(&mut findings),
+            Self::Namespace(r) => r.check(&mut findings),
         }
         findings
     }

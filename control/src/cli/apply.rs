@@ -52,6 +52,9 @@ pub(super) async fn run(
         let count = response.problems.len();
         return Err(Failure::new(1, format!("{count} problem(s); nothing was applied")));
     }
+    for w in &response.warnings {
+        note(&format!("warning: {}:{}: {}: {}", w.file, w.line, w.field, w.message));
+    }
     let applied = response.applied.iter();
     let value = applied
         .map(|a| json!({ "kind": a.kind, "namespace": a.namespace, "name": a.name, "action": a.action }))
@@ -61,15 +64,19 @@ pub(super) async fn run(
     }
     let suffix = if dry_run { " (dry run)" } else { "" };
     for a in &response.applied {
-        say(&format!(
-            "{}/{} -n {} {}{suffix}",
-            a.kind.to_lowercase(),
-            a.name,
-            a.namespace,
-            a.action
-        ))?;
+        let name = named(&a.kind, &a.namespace, &a.name);
+        say(&format!("{name} {}{suffix}", a.action))?;
     }
     Ok(())
+}
+
+/// `kind/name -n namespace`, without the latter for what is in none.
+pub(super) fn named(kind: &str, namespace: &str, name: &str) -> String {
+    let kind = kind.to_lowercase();
+    match namespace {
+        "" => format!("{kind}/{name}"),
+        _ => format!("{kind}/{name} -n {namespace}"),
+    }
 }
 
 /// A file, or the YAML files of a directory in the order of their names.

@@ -71,7 +71,8 @@ pub(super) enum Command {
         after_help = "Examples:\n  meshctl get serviceentries\n  meshctl get ap deny-all -n shop -o yaml\n  meshctl get all -o json"
     )]
     Get {
-        /// WorkloadGroup, WorkloadEntry, ServiceEntry, Service, AuthorizationPolicy, PeerAuthentication (or plural, or wg, we, se, svc, ap, pa), or all.
+        /// WorkloadGroup, WorkloadEntry, ServiceEntry, Service, AuthorizationPolicy, PeerAuthentication, Gateway, Namespace (or plural,
+        /// or wg, we, se, svc, ap, pa, gtw, ns), or all.
         kind: String,
         /// Only the one of this name.
         name: Option<String>,

@@ -7,6 +7,7 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 use super::Failure;
+use super::apply::named;
 use super::arguments::Format;
 use super::output::{self, Output, say};
 
@@ -83,7 +84,24 @@ pub(super) fn resources(found: &[StoredResource], single: bool, output: &Output)
         ]
     };
     let rows: Vec<_> = found.iter().map(row).collect();
-    output.table(&["KIND", "NAMESPACE", "NAME", "UPDATED"], &rows)
+    output.table(&["KIND", "NAMESPACE", "NAME", "UPDATED"], &rows)?;
+    for one in found {
+        for message in unmet(&one.json) {
+            let name = named(&one.kind, &one.namespace, &one.name);
+            output::note(&format!("{name}: {}", printable(&message)));
+        }
+    }
+    Ok(())
+}
+
+/// What is not as a resource wants it: messages of conditions that are not true.
+fn unmet(json: &str) -> Vec<String> {
+    let value: Value = serde_json::from_str(json).unwrap_or_default();
+    let conditions = value["status"]["conditions"].as_array().cloned().unwrap_or_default();
+    let unmet = conditions.into_iter().filter(|one| one["status"] == "False");
+    unmet
+        .filter_map(|one| one["message"].as_str().map(str::to_owned))
+        .collect()
 }
 
 pub(super) fn agents(agents: &[AgentInfo], output: &Output) -> Result<(), Failure> {

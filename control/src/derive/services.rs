@@ -6,6 +6,7 @@ use mesh_proto::istio::workload::load_balancing::{HealthPolicy, Mode, Scope};
 use mesh_proto::istio::workload::service::Visibility;
 use mesh_proto::istio::workload::{self, AppProtocol, LoadBalancing, NetworkAddress, Port};
 
+use super::waypoints::{Binding, Waypoints};
 use super::{Input, Sorted, bytes_of, owner, vip_addresses};
 use crate::resources::check::parse_range;
 use crate::resources::{Labels, Meta, Service, ServiceEntry, TargetPort};
@@ -20,6 +21,7 @@ pub(super) struct Derived {
     pub(super) selector: Option<Labels>,
     /// The ServiceEntry that it is of, for its inline endpoints.
     pub(super) entry: Option<(String, String)>,
+    pub(super) waypoint: Binding,
 }
 
 /// A port of a service.
@@ -41,9 +43,9 @@ pub(super) enum Target {
 
 const TRAFFIC_DISTRIBUTION: &str = "networking.istio.io/traffic-distribution";
 
-pub(super) fn all(input: &Input<'_>, sorted: &Sorted<'_>) -> Vec<Derived> {
-    let from_services = sorted.services.iter().map(|s| of_service(input, s));
-    let from_entries = sorted.service_entries.iter().map(|s| of_entry(input, s));
+pub(super) fn all(input: &Input<'_>, sorted: &Sorted<'_>, waypoints: &Waypoints<'_>) -> Vec<Derived> {
+    let from_services = sorted.services.iter().map(|s| of_service(input, s, waypoints));
+    let from_entries = sorted.service_entries.iter().map(|s| of_entry(input, s, waypoints));
     from_services.chain(from_entries).collect()
 }
 
@@ -65,7 +67,27 @@ pub(super) fn wants_vip(entry: &ServiceEntry) -> bool {
     entry.spec.addresses.is_empty() && resolution != "NONE" && !wildcards_only
 }
 
-fn of_entry(input: &Input<'_>, entry: &ServiceEntry) -> Derived {
+/// Host names of a ServiceEntry's records.
+pub(super) fn hosts_of_entry(input: &Input<'_>, entry: &ServiceEntry) -> Vec<String> {
+    let (meta, spec) = (&entry.metadata, &entry.spec);
+    let mut hosts: Vec<String> = spec.hosts.iter().map(|h| h.to_ascii_lowercase()).collect();
+    if spec.resolution.as_deref().unwrap_or("NONE") != "NONE" {
+        hosts.push(format!("{}.{}.{}", meta.name, meta.namespace, input.dns_domain));
+    }
+    hosts.dedup();
+    hosts
+}
+
+/// Host names of a Service's records.
+pub(super) fn hosts_of_service(input: &Input<'_>, service: &Service) -> Vec<String> {
+    let base = format!("{}.{}", service.metadata.name, service.metadata.namespace);
+    vec![
+        format!("{base}.svc.cluster.local"),
+        format!("{base}.{}", input.dns_domain),
+    ]
+}
+
+fn of_entry(input: &Input<'_>, entry: &ServiceEntry, waypoints: &Waypoints<'_>) -> Derived {
     let (meta, spec) = (&entry.metadata, &entry.spec);
     let resolution = spec.resolution.as_deref().unwrap_or("NONE");
     let ports: Vec<_> = spec
@@ -89,12 +111,9 @@ fn of_entry(input: &Input<'_>, entry: &ServiceEntry) -> Derived {
             health_policy: HealthPolicy::AllowAll.into(),
         });
     }
-    let mut hosts: Vec<String> = spec.hosts.iter().map(|h| h.to_ascii_lowercase()).collect();
-    if resolution != "NONE" {
-        hosts.push(format!("{}.{}.{}", meta.name, meta.namespace, input.dns_domain));
-    }
-    hosts.dedup();
+    let hosts = hosts_of_entry(input, entry);
     let private = spec.export_to.iter().any(|e| e == ".");
+    let waypoint = waypoints.for_service(meta, &hosts, private);
     let record = |hostname: &String| workload::Service {
         name: meta.name.clone(),
         namespace: meta.namespace.clone(),
@@ -102,6 +121,7 @@ fn of_entry(input: &Input<'_>, entry: &ServiceEntry) -> Derived {
         addresses: addresses.clone(),
         ports: wire_ports(&ports),
         subject_alt_names: spec.subject_alt_names.clone(),
+        waypoint: address(&waypoint),
         load_balancing: balancing.clone(),
         visibility: if private {
             Visibility::Namespace
@@ -116,10 +136,11 @@ fn of_entry(input: &Input<'_>, entry: &ServiceEntry) -> Derived {
         selector: spec.workload_selector.as_ref().map(|s| s.labels.clone()),
         entry: Some((meta.namespace.clone(), meta.name.clone())),
         ports,
+        waypoint,
     }
 }
 
-fn of_service(input: &Input<'_>, service: &Service) -> Derived {
+fn of_service(input: &Input<'_>, service: &Service, waypoints: &Waypoints<'_>) -> Derived {
     let (meta, spec) = (&service.metadata, &service.spec);
     let ports: Vec<_> = spec
         .ports
@@ -156,17 +177,15 @@ fn of_service(input: &Input<'_>, service: &Service) -> Derived {
     if spec.publish_not_ready_addresses {
         balancing.get_or_insert_with(LoadBalancing::default).health_policy = HealthPolicy::AllowAll.into();
     }
-    let base = format!("{}.{}", meta.name, meta.namespace);
-    let hosts = [
-        format!("{base}.svc.cluster.local"),
-        format!("{base}.{}", input.dns_domain),
-    ];
+    let hosts = hosts_of_service(input, service);
+    let waypoint = waypoints.for_service(meta, &hosts, false);
     let record = |hostname: &String| workload::Service {
         name: meta.name.clone(),
         namespace: meta.namespace.clone(),
         hostname: hostname.clone(),
         addresses: addresses.clone(),
         ports: wire_ports(&ports),
+        waypoint: address(&waypoint),
         load_balancing: balancing.clone(),
         canonical: true,
         ..workload::Service::default()
@@ -176,7 +195,13 @@ fn of_service(input: &Input<'_>, service: &Service) -> Derived {
         selector: Some(spec.selector.clone()).filter(|s| !s.is_empty()),
         entry: None,
         ports,
+        waypoint,
     }
+}
+
+fn address(waypoint: &Binding) -> Option<workload::GatewayAddress> {
+    let bound = waypoint.as_ref().ok()?.as_ref()?;
+    Some(bound.address.clone())
 }
 
 fn wire_ports(ports: &[DerivedPort]) -> Vec<Port> {

@@ -5,7 +5,12 @@ use mesh_proto::istio::workload::TunnelProtocol;
 use mesh_proto::istio::workload::load_balancing::Mode;
 use mesh_proto::mesh::SourceDocument;
 
-fn derive(yaml: &str) -> World {
+pub(super) fn derive(yaml: &str) -> World {
+    with_input(yaml, world)
+}
+
+/// Gives what `look` makes of these documents.
+pub(super) fn with_input<T>(yaml: &str, look: impl FnOnce(&Input<'_>) -> T) -> T {
     let resources: Vec<Resource> = yaml
         .split("---\n")
         .filter_map(|text| {
@@ -17,7 +22,7 @@ fn derive(yaml: &str) -> World {
         })
         .collect();
     let vips = vip_owners(&resources).into_iter().zip(1..).collect();
-    world(&Input {
+    look(&Input {
         trust_domain: "mesh.internal",
         dns_domain: "mesh.internal",
         cluster_id: "mesh",
@@ -26,7 +31,7 @@ fn derive(yaml: &str) -> World {
     })
 }
 
-const ENTRY: &str = "apiVersion: networking.istio.io/v1\nkind: WorkloadEntry\nmetadata: {name: vm, namespace: shop}\nspec: {address: 10.0.0.1, ports: {http: 8080}, weight: 3, locality: r/z, serviceAccount: orders, labels: {app: orders, networking.istio.io/tunnel: http}}\n";
+pub(super) const ENTRY: &str = "apiVersion: networking.istio.io/v1\nkind: WorkloadEntry\nmetadata: {name: vm, namespace: shop}\nspec: {address: 10.0.0.1, ports: {http: 8080}, weight: 3, locality: r/z, serviceAccount: orders, labels: {app: orders, networking.istio.io/tunnel: http}}\n";
 
 #[test]
 fn an_entry_says_that_its_machine_speaks_hbone3() {

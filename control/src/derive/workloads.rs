@@ -9,6 +9,7 @@ use mesh_proto::istio::workload::{
 
 use super::policies::Attachments;
 use super::services::{Derived, DerivedPort, Target};
+use super::waypoints::{Binding, Instance, Waypoints};
 use super::{Input, Sorted, bytes_of, entry_uid};
 use crate::resources::{EntryTemplate, HBONE3, Labels, Meta, Selector, ServiceEntry, WorkloadEntry};
 
@@ -20,19 +21,33 @@ pub(super) fn all(
     sorted: &Sorted<'_>,
     services: &[Derived],
     attachments: &Attachments<'_>,
+    waypoints: &Waypoints<'_>,
 ) -> Vec<Workload> {
     let mut workloads: Vec<_> = sorted
         .entries
         .iter()
-        .map(|entry| of_entry(input, entry, services, attachments))
+        .map(|entry| of_entry(input, entry, services, attachments, waypoints))
         .collect();
     for entry in &sorted.service_entries {
-        workloads.extend(inline(input, entry, services, attachments));
+        workloads.extend(inline(input, entry, services, attachments, waypoints));
     }
     workloads
 }
 
-fn of_entry(input: &Input<'_>, entry: &WorkloadEntry, services: &[Derived], attachments: &Attachments<'_>) -> Workload {
+/// The waypoint of a WorkloadEntry.
+pub(super) fn waypoint_of(entry: &WorkloadEntry, services: &[Derived], waypoints: &Waypoints<'_>) -> Binding {
+    let labels = entry.labels();
+    let hosts = hosts(selecting(entry, &labels, services));
+    waypoints.for_workload(&instance(&entry.metadata, &labels, &entry.spec, &hosts))
+}
+
+fn of_entry(
+    input: &Input<'_>,
+    entry: &WorkloadEntry,
+    services: &[Derived],
+    attachments: &Attachments<'_>,
+    waypoints: &Waypoints<'_>,
+) -> Workload {
     let meta = &entry.metadata;
     let labels = entry.labels();
     let uid = entry_uid(input.cluster_id, &meta.namespace, &meta.name);
@@ -48,28 +63,62 @@ fn of_entry(input: &Input<'_>, entry: &WorkloadEntry, services: &[Derived], atta
     if entry.unhealthy().is_some() {
         workload.status = WorkloadStatus::Unhealthy.into();
     }
-    let selecting = services.iter().filter(|service| {
-        let here = service.records.first().is_some_and(|r| r.namespace == meta.namespace);
-        here && service.selector.as_ref().is_some_and(|wanted| {
-            let selector = Selector {
-                match_labels: wanted.clone(),
-            };
-            selector.matches(&labels)
-        })
-    });
-    for service in selecting {
+    for service in selecting(entry, &labels, services) {
         attach(&mut workload, service, &entry.spec, None);
     }
+    let hosts = hosts(selecting(entry, &labels, services));
+    pass(&mut workload, &instance(meta, &labels, &entry.spec, &hosts), waypoints);
     workload
 }
 
+/// Services of the entry's namespace that select it.
+fn selecting<'a>(
+    entry: &'a WorkloadEntry,
+    labels: &'a Labels,
+    services: &'a [Derived],
+) -> impl Iterator<Item = &'a Derived> {
+    services.iter().filter(move |service| {
+        let here = service.records.first();
+        here.is_some_and(|r| r.namespace == entry.metadata.namespace)
+            && service.selector.as_ref().is_some_and(|wanted| {
+                let selector = Selector {
+                    match_labels: wanted.clone(),
+                };
+                selector.matches(labels)
+            })
+    })
+}
+
+fn hosts<'a>(services: impl Iterator<Item = &'a Derived>) -> Vec<String> {
+    let records = services.flat_map(|service| &service.records);
+    records.map(|record| record.hostname.clone()).collect()
+}
+
+fn instance<'a>(meta: &'a Meta, labels: &'a Labels, spec: &'a EntryTemplate, hosts: &'a [String]) -> Instance<'a> {
+    Instance {
+        namespace: &meta.namespace,
+        labels,
+        address: &spec.address,
+        network: &spec.network,
+        hosts,
+    }
+}
+
+/// Notes through whom the workload is reached, or for whom it stands there itself.
+fn pass(workload: &mut Workload, of: &Instance<'_>, waypoints: &Waypoints<'_>) {
+    workload.waypoint = waypoints.for_workload(of).ok().flatten().map(|bound| bound.address);
+    workload.application_tunnel = waypoints.application_tunnel(of);
+}
+
 /// Endpoints of a ServiceEntry. With resolution DNS and none written, each host is the endpoint of its own service. Labels of
-/// the ServiceEntry are those of all its endpoints, which may have more of their own.
+/// the ServiceEntry are those of all its endpoints, which may have more of their own; what says which waypoint takes the
+/// service does not say so of its endpoints.
 fn inline(
     input: &Input<'_>,
     entry: &ServiceEntry,
     services: &[Derived],
     attachments: &Attachments<'_>,
+    waypoints: &Waypoints<'_>,
 ) -> Vec<Workload> {
     let (meta, spec) = (&entry.metadata, &entry.spec);
     let by_dns = spec.resolution.as_deref().is_some_and(|r| r.starts_with("DNS"));
@@ -99,6 +148,14 @@ fn inline(
             let others = spec.hosts.iter().filter(|host| **host != endpoint.address);
             let others: Option<Vec<_>> = implicit.then(|| others.map(|h| h.to_ascii_lowercase()).collect());
             attach(&mut workload, service, endpoint, others.as_deref());
+        }
+        if !implicit {
+            let hosts = hosts(service.into_iter());
+            pass(
+                &mut workload,
+                &instance(meta, &endpoint.labels, endpoint, &hosts),
+                waypoints,
+            );
         }
         workload
     };

@@ -99,7 +99,12 @@ fn holds(resource: &Resource, address: IpAddr) -> bool {
             ranges.filter(single).any(|range| range.contains(&address))
                 || r.spec.endpoints.iter().any(|e| is(&e.address))
         }
-        Resource::WorkloadGroup(_) | Resource::AuthorizationPolicy(_) | Resource::PeerAuthentication(_) => false,
+        // A Gateway's address is where the machine of the waypoint is to be.
+        Resource::Gateway(_)
+        | Resource::WorkloadGroup(_)
+        | Resource::AuthorizationPolicy(_)
+        | Resource::PeerAuthentication(_)
+        | Resource::Namespace(_) => false,
     }
 }
 

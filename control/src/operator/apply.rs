@@ -6,7 +6,8 @@ use mesh_proto::mesh::{
 };
 use tonic::Code;
 
-use super::Operators;
+use super::{Operators, status};
+use crate::config::Settings;
 use crate::error::Refusal;
 use crate::resources::{Kind, Resource};
 use crate::store::{Agent, Error, ResourceKey, ResourceRow, now, timestamp};
@@ -23,19 +24,14 @@ impl Operators {
         let (resources, problems) = parse(&request.documents);
         if !problems.is_empty() {
             return Ok(ApplyResponse {
-                applied: Vec::new(),
                 problems,
+                ..ApplyResponse::default()
             });
         }
         let dry_run = request.dry_run;
-        let result = self.control.store.run(move |tx| put(tx, &resources, dry_run)).await;
-        let response = match result {
-            Ok(applied) => ApplyResponse {
-                applied,
-                problems: Vec::new(),
-            },
-            Err(refusal) => return Err(refusal),
-        };
+        let settings = self.control.settings.clone();
+        let put = move |tx: &rusqlite::Transaction<'_>| put(tx, &resources, dry_run, &settings);
+        let response = self.control.store.run(put).await?;
         if !dry_run {
             self.control.touch();
             let groups = response
@@ -55,11 +51,13 @@ impl Operators {
         } else {
             kind_of(&request.kind)?.as_str()
         };
-        let rows = self
-            .control
-            .store
-            .run(move |tx| ResourceRow::list(tx, kind, &request.namespace, &request.name))
-            .await?;
+        let settings = self.control.settings.clone();
+        let found = move |tx: &rusqlite::Transaction<'_>| {
+            let mut rows = ResourceRow::list(tx, kind, &request.namespace, &request.name)?;
+            status::add(tx, &mut rows, &settings)?;
+            Ok::<_, Error>(rows)
+        };
+        let rows = self.control.store.run(found).await?;
         let stored = |row: ResourceRow| StoredResource {
             kind: row.key.kind,
             namespace: row.key.namespace,
@@ -74,9 +72,14 @@ impl Operators {
     }
 
     pub(super) async fn delete_resource(&self, request: DeleteRequest) -> Result<(), Refusal> {
+        let kind = kind_of(&request.kind)?;
         let key = ResourceKey {
-            kind: kind_of(&request.kind)?.as_str().to_owned(),
-            namespace: request.namespace,
+            kind: kind.as_str().to_owned(),
+            namespace: if kind.is_namespaced() {
+                request.namespace
+            } else {
+                String::new()
+            },
             name: request.name,
         };
         let wanted = key.clone();
@@ -167,7 +170,8 @@ fn put(
     tx: &rusqlite::Transaction<'_>,
     resources: &[(SourceDocument, Resource)],
     dry_run: bool,
-) -> Result<Vec<AppliedResource>, Refusal> {
+    settings: &Settings,
+) -> Result<ApplyResponse, Refusal> {
     if dry_run {
         tx.execute_batch("SAVEPOINT dry_run")?;
     }
@@ -190,8 +194,31 @@ fn put(
             action: action.to_owned(),
         });
     }
+    let warnings = warnings(tx, resources, settings)?;
     if dry_run {
         tx.execute_batch("ROLLBACK TO dry_run; RELEASE dry_run")?;
     }
-    Ok(applied)
+    Ok(ApplyResponse {
+        applied,
+        problems: Vec::new(),
+        warnings,
+    })
+}
+
+/// What of the resources has no effect as things stand.
+fn warnings(
+    tx: &rusqlite::Transaction<'_>,
+    resources: &[(SourceDocument, Resource)],
+    settings: &Settings,
+) -> Result<Vec<Problem>, Error> {
+    let bindings = status::bindings(tx, settings)?;
+    let of = |(document, resource): &(SourceDocument, Resource)| {
+        let unbound = bindings.get(&resource.key())?.as_ref().err()?;
+        let field = match resource.kind() {
+            Kind::Gateway => "spec.addresses",
+            _ => "metadata.labels",
+        };
+        Some(problem(document, field, unbound.message.clone()))
+    };
+    Ok(resources.iter().filter_map(of).collect())
 }

@@ -17,6 +17,10 @@ pub enum Kind {
     AuthorizationPolicy,
     /// Whether plaintext is let in.
     PeerAuthentication,
+    /// Where a waypoint is.
+    Gateway,
+    /// Labels of a namespace.
+    Namespace,
 }
 
 const NETWORKING: &[&str] = &[
@@ -24,17 +28,25 @@ const NETWORKING: &[&str] = &[
     "networking.istio.io/v1beta1",
     "networking.istio.io/v1alpha3",
 ];
+const GATEWAY: &[&str] = &["gateway.networking.k8s.io/v1", "gateway.networking.k8s.io/v1beta1"];
 const SECURITY: &[&str] = &["security.istio.io/v1", "security.istio.io/v1beta1"];
 
 impl Kind {
+    /// Whether resources of the kind are in a namespace.
+    pub fn is_namespaced(self) -> bool {
+        self != Self::Namespace
+    }
+
     /// Every kind.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 8] = [
         Self::WorkloadGroup,
         Self::WorkloadEntry,
         Self::ServiceEntry,
         Self::Service,
         Self::AuthorizationPolicy,
         Self::PeerAuthentication,
+        Self::Gateway,
+        Self::Namespace,
     ];
 
     /// As `kind:` has it.
@@ -46,6 +58,8 @@ impl Kind {
             Self::Service => "Service",
             Self::AuthorizationPolicy => "AuthorizationPolicy",
             Self::PeerAuthentication => "PeerAuthentication",
+            Self::Gateway => "Gateway",
+            Self::Namespace => "Namespace",
         }
     }
 
@@ -58,6 +72,8 @@ impl Kind {
             "service" | "services" | "svc" => Self::Service,
             "authorizationpolicy" | "authorizationpolicies" | "ap" => Self::AuthorizationPolicy,
             "peerauthentication" | "peerauthentications" | "pa" => Self::PeerAuthentication,
+            "gateway" | "gateways" | "gtw" => Self::Gateway,
+            "namespace" | "namespaces" | "ns" => Self::Namespace,
             _ => return None,
         })
     }
@@ -85,7 +101,8 @@ impl Kind {
     fn api_versions(self) -> &'static [&'static str] {
         match self {
             Self::WorkloadGroup | Self::WorkloadEntry | Self::ServiceEntry => NETWORKING,
-            Self::Service => &["v1"],
+            Self::Service | Self::Namespace => &["v1"],
+            Self::Gateway => GATEWAY,
             Self::AuthorizationPolicy | Self::PeerAuthentication => SECURITY,
         }
     }

@@ -16,7 +16,7 @@ pub struct Meta {
     /// Its name.
     pub name: String,
     /// Its namespace; `default` when absent.
-    #[serde(default = "default_namespace")]
+    #[serde(default = "default_namespace", skip_serializing_if = "String::is_empty")]
     pub namespace: String,
     /// What selectors select by.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
@@ -37,8 +37,11 @@ pub struct Meta {
     _managed_fields: Option<serde::de::IgnoredAny>,
 }
 
+/// Where a resource is that names no namespace.
+pub(super) const DEFAULT_NAMESPACE: &str = "default";
+
 fn default_namespace() -> String {
-    "default".to_owned()
+    DEFAULT_NAMESPACE.to_owned()
 }
 
 impl Meta {
@@ -51,7 +54,7 @@ impl Meta {
         }
     }
 
-    pub(super) fn check(&self, findings: &mut Vec<Finding>) {
+    pub(super) fn check_name(&self, findings: &mut Vec<Finding>) {
         if !is_name(&self.name) {
             let message = format!(
                 "{:?} is not a name: use lower case letters, digits, '-' and '.'",
@@ -59,6 +62,10 @@ impl Meta {
             );
             findings.push(Finding::new("metadata.name", message));
         }
+    }
+
+    pub(super) fn check(&self, findings: &mut Vec<Finding>) {
+        self.check_name(findings);
         if !is_name(&self.namespace) || self.namespace.contains('.') {
             let message = format!(
                 "{:?} is not a namespace: use lower case letters, digits and '-'",

@@ -166,7 +166,7 @@ impl AuthorizationPolicy {
             };
             findings.push(Finding::new("spec.action", message));
         }
-        let waypoint = "it needs a waypoint; use selector";
+        let waypoint = "waypoints would enforce it, which mesh-control does not configure; use selector";
         unsupported(spec.target_ref.as_ref(), "spec.targetRef", waypoint, findings);
         unsupported(spec.target_refs.as_ref(), "spec.targetRefs", waypoint, findings);
         unsupported(

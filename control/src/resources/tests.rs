@@ -23,6 +23,8 @@ fn reads_each_kind_and_keeps_it_through_json() {
         "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: a}\nspec: {}\n",
         "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: a}\nspec:\n  action: DENY\n  rules:\n  - from: [{source: {principals: ['*']}}]\n    to: [{operation: {ports: ['80']}}]\n    when: [{key: source.ip, values: [10.0.0.0/8]}]\n",
         "apiVersion: security.istio.io/v1beta1\nkind: PeerAuthentication\nmetadata: {name: a}\nspec: {selector: {matchLabels: {a: b}}, mtls: {mode: STRICT}, portLevelMtls: {80: {mode: DISABLE}}}\n",
+        "apiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata: {name: w, labels: {istio.io/waypoint-for: all}}\nspec:\n  gatewayClassName: istio-waypoint\n  addresses: [{value: 10.0.0.9}, {type: Hostname, value: w.example}]\n  listeners:\n  - name: mesh\n    port: 15008\n    protocol: HBONE\n    allowedRoutes: {namespaces: {from: Selector, selector: {matchLabels: {a: b}}}}\n",
+        "apiVersion: v1\nkind: Namespace\nmetadata: {name: shop, labels: {istio.io/use-waypoint: w}}\n",
     ] {
         let resource = parse(yaml).unwrap_or_else(|p| panic!("{p:?}\n{yaml}")).unwrap();
         let again = Resource::from_json(resource.kind(), &resource.to_json()).unwrap();
@@ -118,6 +120,95 @@ fn unsupported_fields_are_errors() {
         assert_eq!((problem.field.as_str(), problem.line), (field, line), "{problem:?}");
         assert!(problem.message.contains("not supported"), "{problem:?}");
     }
+}
+
+#[test]
+fn faults_of_gateways_and_namespaces_are_named() {
+    let gateway = |spec: &str| {
+        format!("apiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata: {{name: w}}\nspec:\n  {spec}\n")
+    };
+    let listener = |listener: &str| {
+        gateway(&format!(
+            "gatewayClassName: istio-waypoint\n  listeners:\n  - name: mesh\n    {listener}"
+        ))
+    };
+    let good = "port: 15008\n    protocol: HBONE";
+    for (yaml, field, line) in [
+        (
+            gateway("gatewayClassName: istio\n  listeners: [{name: m, port: 15008, protocol: HBONE}]"),
+            "spec.gatewayClassName",
+            14,
+        ),
+        (
+            gateway("gatewayClassName: istio-waypoint\n  listeners: []"),
+            "spec.listeners",
+            15,
+        ),
+        (
+            gateway(
+                "gatewayClassName: istio-waypoint\n  infrastructure: {}\n  listeners: [{name: m, port: 15008, protocol: HBONE}]",
+            ),
+            "spec.infrastructure",
+            15,
+        ),
+        (listener("port: 443\n    protocol: HBONE"), "spec.listeners[0].port", 17),
+        (
+            listener("port: 15008\n    protocol: HTTP"),
+            "spec.listeners[0].protocol",
+            18,
+        ),
+        (listener(&format!("{good}\n    tls: {{}}")), "spec.listeners[0].tls", 19),
+        (
+            listener(&format!(
+                "{good}\n    allowedRoutes:\n      namespaces:\n        from: Some"
+            )),
+            "spec.listeners[0].allowedRoutes.namespaces.from",
+            21,
+        ),
+        (
+            listener(&format!(
+                "{good}\n    allowedRoutes:\n      namespaces: {{from: Selector}}"
+            )),
+            "spec.listeners[0].allowedRoutes.namespaces",
+            20,
+        ),
+        (
+            listener(&format!("{good}\n  addresses: [{{type: IPAddress, value: w.example}}]")),
+            "spec.addresses[0].value",
+            19,
+        ),
+        (
+            listener(&format!("{good}\n  addresses: [{{type: Named, value: w}}]")),
+            "spec.addresses[0].type",
+            19,
+        ),
+        (
+            listener(good).replace("name: w", "name: w, labels: {istio.io/waypoint-for: pods}"),
+            "metadata.labels.istio.io/waypoint-for",
+            12,
+        ),
+        (
+            listener(good).replace(
+                "name: w",
+                "name: w, annotations: {ambient.istio.io/waypoint-inbound-binding: TCP}",
+            ),
+            "metadata.annotations.ambient.istio.io/waypoint-inbound-binding",
+            12,
+        ),
+        (
+            "apiVersion: v1\nkind: Namespace\nmetadata:\n  name: a\n  namespace: b\n".into(),
+            "metadata.namespace",
+            14,
+        ),
+    ] {
+        let problem = first_problem(&yaml);
+        assert_eq!(
+            (problem.field.as_str(), problem.line),
+            (field, line),
+            "{problem:?}\n{yaml}"
+        );
+    }
+    assert!(first_problem(&listener("prot: 1")).message.contains("prot"));
 }
 
 #[test]

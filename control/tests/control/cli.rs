@@ -43,6 +43,70 @@ async fn applies_directories_and_names_the_line_of_a_mistake() {
 }
 
 #[tokio::test]
+async fn what_a_waypoint_lacks_is_said_when_it_is_applied_and_shown_afterwards() {
+    let server = Server::start().await;
+    let dir = tempfile::tempdir().unwrap();
+    let apply = async |yaml: &str| {
+        let file = dir.path().join("x.yaml");
+        std::fs::write(&file, yaml).unwrap();
+        let done = meshctl(&server.socket(), &["apply", "-f", file.to_str().unwrap()]).await;
+        assert!(done.status.success(), "{done:?}");
+        done
+    };
+    let condition = async |kind: &str, name: &str| {
+        let shown = meshctl(&server.socket(), &["get", kind, name, "-n", "shop", "-o", "json"]).await;
+        let shown: serde_json::Value = serde_json::from_slice(&shown.stdout).unwrap();
+        shown["status"]["conditions"][0].clone()
+    };
+    let labelled = "apiVersion: v1\nkind: Namespace\nmetadata: {name: shop, labels: {istio.io/use-waypoint: w}}\nspec: {finalizers: [kubernetes]}\n";
+    let done = apply(labelled).await;
+    assert_eq!(text(&done.stdout), "namespace/shop created\n");
+    let service = "# above\n---\napiVersion: v1\nkind: Service\nmetadata: {name: s, namespace: shop}\nspec: {ports: [{port: 80}]}\n";
+    let done = apply(service).await;
+    assert!(
+        text(&done.stderr).contains("x.yaml:3: metadata.labels: waypoint \"shop/w\" is not ready"),
+        "{done:?}"
+    );
+    let unbound = condition("svc", "s").await;
+    assert_eq!(
+        (&unbound["status"], &unbound["reason"]),
+        (&"False".into(), &"WaypointIsNotReady".into())
+    );
+    let listed = meshctl(&server.socket(), &["get", "svc"]).await;
+    assert!(
+        text(&listed.stderr).contains("service/s -n shop: waypoint"),
+        "{listed:?}"
+    );
+
+    let gateway = "apiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata: {name: w, namespace: shop}\nspec: {gatewayClassName: istio-waypoint, listeners: [{name: mesh, port: 15008, protocol: HBONE}]}\n";
+    let done = apply(gateway).await;
+    assert!(
+        text(&done.stderr).contains("spec.addresses: nothing says where it is"),
+        "{done:?}"
+    );
+    let done = apply(&service.replace("name: s", "name: w")).await;
+    assert_eq!(text(&done.stderr), "");
+    assert_eq!(condition("gateway", "w").await["status"], "True");
+    let bound = condition("svc", "s").await;
+    assert_eq!(bound["type"], "istio.io/WaypointBound");
+    assert_eq!(
+        (&bound["status"], &bound["reason"]),
+        (&"True".into(), &"WaypointAccepted".into())
+    );
+    // What is shown can be applied as it is.
+    let shown = meshctl(&server.socket(), &["get", "svc", "s", "-n", "shop", "-o", "yaml"]).await;
+    assert!(text(&shown.stdout).contains("WaypointAccepted"), "{shown:?}");
+    let done = apply(text(&shown.stdout)).await;
+    assert_eq!(text(&done.stdout), "service/s -n shop unchanged\n");
+    let shown = meshctl(&server.socket(), &["get", "ns", "shop", "-o", "yaml"]).await;
+    let done = apply(text(&shown.stdout)).await;
+    assert_eq!(text(&done.stdout), "namespace/shop unchanged\n");
+    let gone = meshctl(&server.socket(), &["delete", "ns", "shop"]).await;
+    assert!(gone.status.success(), "{gone:?}");
+    assert_eq!(condition("svc", "s").await, serde_json::Value::Null);
+}
+
+#[tokio::test]
 async fn a_token_stands_alone_on_standard_output() {
     let server = Server::start().await;
     server.apply(GROUP).await;

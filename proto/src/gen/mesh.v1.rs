@@ -315,6 +315,9 @@ pub struct ApplyResponse {
     /// All or nothing: when there is a problem, nothing was applied.
     #[prost(message, repeated, tag = "2")]
     pub problems: ::prost::alloc::vec::Vec<Problem>,
+    /// Of what was applied all the same: what has no effect as things stand, and why.
+    #[prost(message, repeated, tag = "3")]
+    pub warnings: ::prost::alloc::vec::Vec<Problem>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct AppliedResource {
