@@ -5,6 +5,8 @@
 
 #[path = "interop/agents.rs"]
 mod agents;
+#[path = "mesh/application.rs"]
+mod application;
 #[path = "interop/control.rs"]
 mod control;
 // Shared with tests/mesh.rs; each uses a part of it.
@@ -18,5 +20,7 @@ mod issuer;
 mod tools;
 #[path = "interop/traffic.rs"]
 mod traffic;
+#[path = "interop/waypoint.rs"]
+mod waypoint;
 #[path = "interop/ztunnel.rs"]
 mod ztunnel;

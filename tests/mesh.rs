@@ -2,6 +2,8 @@
 //! nginx and curl: what users see.
 #![allow(clippy::unwrap_used, clippy::cast_possible_truncation, unreachable_pub)]
 
+#[path = "mesh/application.rs"]
+mod application;
 #[path = "mesh/fixture.rs"]
 mod fixture;
 #[path = "mesh/health.rs"]
@@ -28,3 +30,5 @@ mod tools;
 mod traffic;
 #[path = "mesh/transport.rs"]
 mod transport;
+#[path = "mesh/waypoint.rs"]
+mod waypoint;

@@ -11,7 +11,7 @@ use crate::traffic::{DENY_WEB, SERVICE, URL};
 use crate::ztunnel::{Ztunnel, binary, entry};
 
 /// A ztunnel for `account` of the shop.
-fn ztunnel(mesh: &mut Mesh, issuer: &Issuer, account: &str) -> Ztunnel {
+pub fn ztunnel(mesh: &mut Mesh, issuer: &Issuer, account: &str) -> Ztunnel {
     let workload = format!("shop/{account}-1/{account}");
     let made = Ztunnel::new(mesh, &workload, &issuer.token(&format!("shop:{account}")));
     mesh.apply(&entry("shop", &format!("{account}-1"), account, &made.machine.ip4));

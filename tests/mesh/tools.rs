@@ -22,6 +22,8 @@ impl Drop for Server {
 
 /// What this test does on a [`Host`].
 pub trait Tools {
+    /// Gives each connection to a thread of its own, which is on this machine.
+    fn tcp_server(&self, address: &str, each: impl Fn(TcpStream) + Clone + Send + 'static) -> Server;
     /// Sends back what each connection sends.
     fn echo_server(&self, address: &str) -> Server;
     /// Answers A queries for `name` with `address` over UDP and TCP, and everything else with NXDOMAIN or nothing.
@@ -36,18 +38,25 @@ pub trait Tools {
 }
 
 impl Tools for Host {
-    fn echo_server(&self, address: &str) -> Server {
-        let listener = self.enter(|| TcpListener::bind(address).unwrap());
-        listener.set_nonblocking(true).unwrap();
-        serve(move || match listener.accept() {
-            Ok((stream, _)) => {
-                std::thread::Builder::new()
-                    .stack_size(1 << 17)
-                    .spawn(move || echo(stream))
-                    .unwrap();
-            }
-            Err(_) => std::thread::park_timeout(Duration::from_millis(5)),
+    fn tcp_server(&self, address: &str, each: impl Fn(TcpStream) + Clone + Send + 'static) -> Server {
+        // Threads are where the one is that starts them.
+        self.enter(|| {
+            let listener = TcpListener::bind(address).unwrap();
+            listener.set_nonblocking(true).unwrap();
+            serve(move || match listener.accept() {
+                Ok((stream, _)) => {
+                    let each = each.clone();
+                    stream.set_nonblocking(false).unwrap();
+                    let thread = std::thread::Builder::new().stack_size(1 << 17);
+                    thread.spawn(move || each(stream)).unwrap();
+                }
+                Err(_) => std::thread::park_timeout(Duration::from_millis(5)),
+            })
         })
+    }
+
+    fn echo_server(&self, address: &str) -> Server {
+        self.tcp_server(address, echo)
     }
 
     fn dns_server(&self, bind: &str, name: &str, address: &str) -> Server {
@@ -129,7 +138,6 @@ fn serve(mut once: impl FnMut() + Send + 'static) -> Server {
 }
 
 fn echo(mut stream: TcpStream) {
-    stream.set_nonblocking(false).unwrap();
     let mut buffer = [0; 16 << 10];
     while let Ok(length @ 1..) = stream.read(&mut buffer) {
         if stream.write_all(&buffer[..length]).is_err() {
