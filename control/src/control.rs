@@ -1,5 +1,6 @@
 //! The control plane's one shared value: settings, store, CA, live agents, and the published snapshot that follows the store.
 
+pub(crate) mod entry;
 mod health;
 mod publish;
 pub(crate) mod register;

@@ -15,7 +15,8 @@ use tonic::{Code, Request, Response, Status};
 use x509_parser::prelude::{FromDer, SubjectPublicKeyInfo};
 
 use crate::ca::{Authority, hex};
-use crate::control::register::{entry_name, find_group, group_of};
+use crate::control::entry::entry_name;
+use crate::control::register::{find_group, group_of};
 use crate::control::revoke::host_key_revoked;
 use crate::control::{Control, lifetime};
 use crate::error::Refusal;

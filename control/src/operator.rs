@@ -20,7 +20,7 @@ use mesh_proto::mesh::{
 use tonic::{Request, Response, Status};
 
 use crate::control::Control;
-use crate::control::register::entry_name;
+use crate::control::entry::entry_name;
 use crate::error::Refusal;
 use crate::resources::{Kind, Resource};
 use crate::store::{Agent, CertificateRow, ResourceRow, now, timestamp};

@@ -72,7 +72,7 @@ fn find(tx: &rusqlite::Transaction<'_>, wanted: &str) -> Result<Agent, Refusal> 
             return Ok(agent);
         }
         let named =
-            |a: &Agent| a.namespace == namespace && super::register::entry_name(&a.workload_group, &a.address) == name;
+            |a: &Agent| a.namespace == namespace && super::entry::entry_name(&a.workload_group, &a.address) == name;
         if let Some(agent) = Agent::list(tx)?.into_iter().rfind(named) {
             return Ok(agent);
         }
