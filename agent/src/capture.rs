@@ -18,12 +18,14 @@ use crate::tun::Tun;
 use crate::tun::rings::MappedRings;
 
 mod driver;
+mod opener;
 mod shared;
 mod stats;
 mod streams;
 #[cfg(test)]
 mod tests;
 
+pub use opener::Opener;
 use shared::{Handle, Shared};
 pub use stats::{Snapshot, Stats};
 pub use streams::{FlowSink, FlowSource};
@@ -56,6 +58,7 @@ impl Capture {
             half_open: config.max_half_open,
             // One dead destination may not use up what all share.
             half_open_per_destination: (config.max_half_open / 4).max(1),
+            opened: config.max_flows.div_ceil(2),
             ring_bytes: config.ring_bytes,
             events: EVENTS,
             linger: LINGER,
@@ -70,6 +73,13 @@ impl Capture {
     /// Counts and live flows, for other threads; refreshed once per turn of the loop.
     pub fn stats(&self) -> Arc<Stats> {
         self.shared.stats.clone()
+    }
+
+    /// Opens flows of this engine.
+    pub fn opener(&self) -> Opener {
+        Opener {
+            shared: self.shared.clone(),
+        }
     }
 
     /// Carries packets until the device is lost; resolves with the reason. `on` is called for each captured flow and

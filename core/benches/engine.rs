@@ -61,6 +61,7 @@ impl Bench {
             flows: flows + 1,
             half_open: 16,
             half_open_per_destination: 16,
+            opened: 16,
             ring_bytes: RING,
             events: 1024,
             linger: Duration::from_secs(60),

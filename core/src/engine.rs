@@ -6,7 +6,8 @@
 //!
 //! TCP flows are terminated by one tiny smoltcp interface each. The SYN itself is held until [`Engine::accept`], and
 //! only then given to smoltcp, so a flow that is not answered costs neither rings nor timers of smoltcp; the
-//! application sees the refusal that [`Engine::refuse`] names. UDP flows are datagrams with a key.
+//! application sees the refusal that [`Engine::refuse`] names. [`Engine::connect`] opens a flow in the other direction.
+//! UDP flows are datagrams with a key.
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -17,6 +18,7 @@ use crate::packet::build::{self, Checksum, Unreachable};
 use crate::packet::{FlowKey, Packet, Transport};
 
 mod api;
+mod connect;
 mod flow;
 mod input;
 mod output;
@@ -29,11 +31,12 @@ mod tcp;
 mod timers;
 
 pub use api::{
-    CloseReason, Counters, Event, FlowError, FlowId, FlowView, Instant, Limits, Offload, PacketOut, Read, Refusal,
-    Ring, RingMemory,
+    CloseReason, ConnectError, Counters, Event, FlowError, FlowId, FlowView, Instant, Limits, Offload, PacketOut, Read,
+    Refusal, Ring, RingMemory,
 };
 pub use rings::HeapRings;
 
+use connect::Ports;
 use flow::{FlowTable, HeldCounts, Sending, State};
 use replies::{Budget, Replies};
 use sequence::Sequences;
@@ -53,6 +56,8 @@ pub struct Engine {
     now: Instant,
     table: FlowTable,
     held: HeldCounts,
+    /// Live flows that we opened.
+    opened: usize,
     timers: Timers,
     /// Flows that may have something to send, each once.
     dirty: VecDeque<FlowId>,
@@ -64,6 +69,7 @@ pub struct Engine {
     replies: Replies,
     budget: Budget,
     sequences: Sequences,
+    ports: Ports,
     rings: Box<dyn RingMemory>,
     /// For packets that are changed before smoltcp sees them.
     scratch: Vec<u8>,
@@ -88,6 +94,7 @@ impl Engine {
             now: Instant::ZERO,
             table: FlowTable::default(),
             held: HeldCounts::default(),
+            opened: 0,
             timers: Timers::default(),
             dirty: VecDeque::new(),
             burst: 0,
@@ -96,6 +103,7 @@ impl Engine {
             replies: Replies::default(),
             budget: Budget::new(),
             sequences: Sequences::new(&seed),
+            ports: Ports::new(&seed),
             rings,
             scratch: Vec::new(),
             counters: Counters::default(),
@@ -124,6 +132,7 @@ impl Engine {
         match (packet.transport(), packet.key()) {
             (Transport::Tcp(tcp), Some(key)) => self.handle_segment(key, &packet, &tcp),
             (Transport::Udp(udp), Some(key)) => self.handle_datagram(key, udp.payload()),
+            (Transport::Icmp, _) => self.handle_icmp(&packet),
             _ => self.counters.not_ours += 1,
         }
     }

@@ -7,6 +7,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 pub mod build;
 pub mod checksum;
+pub mod icmp;
 mod tcp;
 #[cfg(test)]
 mod tests;
@@ -132,6 +133,11 @@ impl<'a> Packet<'a> {
     /// The IP header: IPv4 with options, IPv6 without extension headers.
     pub fn ip_header(&self) -> &'a [u8] {
         &self.bytes[..self.ip_len]
+    }
+
+    /// Everything behind the IP header and its extensions.
+    pub fn transport_bytes(&self) -> &'a [u8] {
+        &self.bytes[self.transport_at..]
     }
 
     /// Whether IPv6 extension headers stand between the IP header and the transport.

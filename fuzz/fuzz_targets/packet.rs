@@ -34,6 +34,7 @@ fn engine(mut bytes: &[u8]) {
         flows: 8,
         half_open: 4,
         half_open_per_destination: 4,
+        opened: 8,
         ring_bytes: 65_536,
         events: 16,
         linger: Duration::from_secs(60),
@@ -45,6 +46,9 @@ fn engine(mut bytes: &[u8]) {
     let mut engine = Engine::new(limits, offload, [0; 32], Box::new(HeapRings::new(65_536, 16)));
     let mut out = vec![0; 65_535];
     let mut now = Duration::from_secs(1);
+    // One that we opened ourselves, so that its answers are met too.
+    let caller = std::net::IpAddr::from([10, 0, 0, 2]);
+    let _ = engine.connect(now, caller, (std::net::Ipv4Addr::new(10, 0, 0, 1), 80).into());
     while let [len, rest @ ..] = bytes {
         let (packet, rest) = rest.split_at(usize::from(*len).min(rest.len()));
         bytes = rest;
@@ -54,6 +58,7 @@ fn engine(mut bytes: &[u8]) {
         while let Some(event) = engine.poll_event() {
             match event {
                 Event::Opened { flow, .. } => drop(engine.accept(now, flow)),
+                Event::Connected { flow } => drop(engine.write(now, flow, &[7; 100])),
                 Event::Readable { flow } => drop(engine.read_with(now, flow, 1000, &mut |_| {})),
                 Event::Writable { .. } | Event::Closed { .. } | Event::Datagram { .. } => {}
             }

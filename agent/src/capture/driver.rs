@@ -62,6 +62,11 @@ fn tell(shared: &Rc<Shared>, on: &mut impl FnMut(Captured)) {
             None => return,
             Some(Event::Opened { flow, key }) => on(Captured::Tcp(Flow::new(Handle::new(shared, flow, key)))),
             Some(Event::Datagram { key, payload }) => on(Captured::Datagram { key, payload }),
+            Some(Event::Connected { flow }) => {
+                if let Some(waiters) = waiters(flow) {
+                    waiters.answer();
+                }
+            }
             Some(Event::Readable { flow }) => {
                 if let Some(waiters) = waiters(flow) {
                     Waiters::wake(&waiters.readable);

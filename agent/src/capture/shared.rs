@@ -42,6 +42,8 @@ pub(super) struct Waiters {
     pub(super) readable: Cell<Option<Waker>>,
     pub(super) writable: Cell<Option<Waker>>,
     pub(super) closed: Cell<Option<Waker>>,
+    /// The application answered what we opened.
+    answered: Cell<bool>,
     pub(super) reason: Cell<Option<CloseReason>>,
 }
 
@@ -87,6 +89,12 @@ impl Waiters {
         if let Some(waker) = cell.take() {
             waker.wake();
         }
+    }
+
+    /// The application answered.
+    pub(super) fn answer(&self) {
+        self.answered.set(true);
+        Self::wake(&self.closed);
     }
 
     /// The flow is over.
@@ -170,6 +178,18 @@ impl Handle {
         std::future::poll_fn(|context| self.poll_closed(context)).await;
     }
 
+    /// Until a flow that we opened is answered, or, with the reason, is over without.
+    pub(super) async fn answered(&self) -> Result<(), CloseReason> {
+        std::future::poll_fn(|context| {
+            if self.waiters.answered.get() {
+                return Poll::Ready(Ok(()));
+            }
+            self.poll_closed(context)
+                .map(|()| Err(self.waiters.reason.get().unwrap_or(CloseReason::Aborted)))
+        })
+        .await
+    }
+
     /// What an error of the engine means for the one who reads or writes.
     pub(super) fn explain(&self, error: FlowError) -> Failure {
         match error {
@@ -194,6 +214,7 @@ fn ended(reason: Option<CloseReason>) -> Failure {
     match reason {
         Some(CloseReason::TimedOut) => Failure::Timeout("the application did not answer".into()),
         Some(CloseReason::Aborted) => Failure::Stopping,
+        Some(CloseReason::Unreachable) => Failure::Unreachable("an ICMP error answered".into()),
         // None: the end is about to be reported. Only the application ends a flow without our doing.
         Some(CloseReason::ResetByApplication | CloseReason::Finished) | None => Failure::ApplicationReset,
     }

@@ -20,6 +20,8 @@ pub struct Limits {
     pub half_open: usize,
     /// The same for one destination address and port.
     pub half_open_per_destination: usize,
+    /// Of all flows those that [`super::Engine::connect`] opened, so that callers leave room for the application's own.
+    pub opened: usize,
     /// Bytes of one ring (a flow has two). Power of two, at least 64 KiB.
     pub ring_bytes: usize,
     /// Events that wait to be polled. When there are more, SYNs and datagrams are dropped. (Events of a live flow are
@@ -72,10 +74,12 @@ pub enum Refusal {
 pub enum CloseReason {
     /// Both sides finished.
     Finished,
-    /// The application reset it.
+    /// The application reset it, or refused what we opened.
     ResetByApplication,
     /// We aborted or refused it.
     Aborted,
+    /// An ICMP error answered the SYN of [`super::Engine::connect`].
+    Unreachable,
     /// Nothing was heard for too long.
     TimedOut,
 }
@@ -85,6 +89,8 @@ pub enum CloseReason {
 pub enum Event {
     /// A SYN arrived; answer with `accept` or `refuse`.
     Opened { flow: FlowId, key: FlowKey },
+    /// The application answered a flow of [`super::Engine::connect`].
+    Connected { flow: FlowId },
     /// Bytes, or the end, can be read.
     Readable { flow: FlowId },
     /// There is room to write again after a short write.
@@ -135,6 +141,23 @@ pub enum FlowError {
     /// Writing after `finish`.
     #[error("the flow's sending side is finished")]
     Finished,
+}
+
+/// Why no flow was opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ConnectError {
+    /// As many flows as [`Limits::flows`] or [`Limits::opened`] live.
+    #[error("too many flows")]
+    TooMany,
+    /// There is no ring left.
+    #[error("no memory for one more flow")]
+    NoMemory,
+    /// Every port that was tried is in use between the two addresses.
+    #[error("no free port")]
+    NoPort,
+    /// One address is IPv4 and the other IPv6, or one is none of a host, or the port is 0.
+    #[error("the addresses are not of two hosts of one family")]
+    Address,
 }
 
 /// What a read gave.

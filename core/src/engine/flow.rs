@@ -29,6 +29,8 @@ pub(super) struct Flow {
     pub(super) over: bool,
     /// Whether the reader saw the end.
     pub(super) end_read: bool,
+    /// Of a flow that we opened.
+    pub(super) opened: Option<Opened>,
     id: FlowId,
 }
 
@@ -37,6 +39,15 @@ pub(super) struct Flow {
 pub(super) enum State {
     Held(Held),
     Open(Box<TcpFlow>),
+}
+
+/// What is known of a flow that we opened, beyond what is known of each.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Opened {
+    /// Whether `Connected` was told.
+    pub(super) answered: bool,
+    /// When the last segment passed, in either direction.
+    pub(super) heard: Instant,
 }
 
 /// A SYN that waits for its answer. It costs no ring, no socket and no smoltcp timer.
@@ -66,7 +77,7 @@ pub(super) struct FlowTable {
 
 impl FlowTable {
     /// Adds a flow; the index points to it from now on.
-    pub(super) fn insert(&mut self, now: Instant, key: FlowKey, held: Held) -> FlowId {
+    pub(super) fn insert(&mut self, now: Instant, key: FlowKey, state: State) -> FlowId {
         self.made = self.made.wrapping_add(1);
         let entry = self.flows.vacant_entry();
         // A slab of 2^32 flows does not fit in memory.
@@ -74,7 +85,7 @@ impl FlowTable {
         let id = FlowId(u64::from(self.made) << 32 | u64::from(slot));
         entry.insert(Flow {
             key,
-            state: State::Held(held),
+            state,
             deadline: None,
             active: now,
             queued: false,
@@ -83,6 +94,7 @@ impl FlowTable {
             sending: Sending::Open,
             over: false,
             end_read: false,
+            opened: None,
             id,
         });
         self.index.insert(key, id);

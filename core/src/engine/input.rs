@@ -57,6 +57,7 @@ impl Engine {
         if flow.patience(linger).is_some_and(|at| at <= now) {
             return self.reset(id, CloseReason::TimedOut);
         }
+        self.keep_alive(id);
         self.mark_dirty(id);
     }
 
@@ -79,7 +80,7 @@ impl Engine {
             syn: headers(packet, tcp),
             sequence: tcp.sequence(),
         };
-        let id = self.table.insert(self.now, key, held);
+        let id = self.table.insert(self.now, key, State::Held(held));
         self.held.add(key.destination);
         self.events.push_back(Event::Opened { flow: id, key });
         self.arm(id);
@@ -117,6 +118,8 @@ impl Engine {
         match socket.state() {
             // Our SYN-ACK is repeated by its own timer.
             TcpState::SynReceived if same => {}
+            // Ours was first; the application does not open towards an address that opens towards it.
+            TcpState::SynSent => {}
             TcpState::SynReceived | TcpState::Listen | TcpState::Closed => {
                 self.remove(id, CloseReason::ResetByApplication);
                 self.open(key, packet, tcp);
@@ -142,7 +145,12 @@ impl Engine {
         let now = self.now;
         let Some(flow) = self.table.get_mut(id) else { return };
         let State::Open(socket) = &mut flow.state else { return };
-        flow.active = now;
+        if let Some(opened) = &mut flow.opened {
+            opened.heard = now;
+        }
+        if flow.opened.is_none() || socket.is_news(tcp) {
+            flow.active = now;
+        }
         // RFC 9293 3.10.7.4: after both FINs a RST only ends it sooner.
         let reset = tcp.flags().has(Flags::RST) && !socket.is_all_but_over();
         let answer = match socket.admit(tcp) {
@@ -185,6 +193,13 @@ impl Engine {
             TcpState::Closed if reset => return self.remove(id, CloseReason::ResetByApplication),
             TcpState::Closed => flow.over = true,
             _ => {}
+        }
+        if let Some(opened) = &mut flow.opened
+            && !opened.answered
+            && socket.state() != TcpState::SynSent
+        {
+            opened.answered = true;
+            self.events.push_back(Event::Connected { flow: id });
         }
         if !flow.readable_told && (socket.unread() > 0 || socket.is_end_received() || flow.over) {
             flow.readable_told = true;

@@ -62,7 +62,7 @@ impl Engine {
             State::Open(tcp) if !flow.over => tcp.poll_at(now).map(|at| at.max(now + MIN_PAUSE)),
             State::Open(_) | State::Held(_) => None,
         };
-        let next = [patience, timer].into_iter().flatten().min();
+        let next = [patience, timer, flow.keep_alive_at()].into_iter().flatten().min();
         self.timers.set(id, &mut flow.deadline, next);
     }
 
@@ -90,6 +90,7 @@ impl Engine {
     pub(super) fn remove(&mut self, id: FlowId, reason: CloseReason) {
         let Some(mut flow) = self.table.remove(id) else { return };
         self.timers.set(id, &mut flow.deadline, None);
+        self.opened -= usize::from(flow.opened.is_some());
         match flow.state {
             State::Held(_) => self.held.remove(&flow.key.destination),
             State::Open(tcp) => tcp.into_rings().into_iter().for_each(|ring| self.rings.give(ring)),
@@ -123,7 +124,11 @@ impl Engine {
         let now = self.now;
         let flow = self.table.get_mut(id).filter(|flow| !flow.over)?;
         let State::Open(tcp) = &mut flow.state else { return None };
-        Some(tcp.transmit(now, out)?.packet)
+        let packet = tcp.transmit(now, out)?.packet;
+        if let Some(opened) = &mut flow.opened {
+            opened.heard = now;
+        }
+        Some(packet)
     }
 
     /// A flow has nothing more to send now.

@@ -32,6 +32,16 @@ impl Sequences {
         hash.word(self.made);
         hash.finish()
     }
+
+    /// A number for all flows between the flow's two addresses, whatever their ports: so are the timestamps of one tuple's
+    /// connections in order, by which the kernel knows a new one from what is left of the old (RFC 6191).
+    pub(super) fn between(&self, flow: &FlowKey) -> u64 {
+        let mut hash = SipHash::new(self.key);
+        for address in [flow.source, flow.destination] {
+            hash.address(SocketAddr::new(address.ip(), 0));
+        }
+        hash.finish()
+    }
 }
 
 /// SipHash-2-4 over whole words (Aumasson and Bernstein, 2012).

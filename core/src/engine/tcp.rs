@@ -16,6 +16,7 @@ use super::slot::{Capabilities, Slot};
 use crate::packet::build::Control;
 use crate::packet::{Flags, IPV4_LEN, IPV6_LEN, Tcp};
 
+mod active;
 mod admit;
 
 pub(super) use admit::{Admission, Change};
@@ -58,6 +59,8 @@ pub(super) struct TcpFlow {
     written: u32,
     sent: Option<Sent>,
     remote: Option<Remote>,
+    /// The sequence number of the SYN that we sent, of a flow that we opened.
+    syn: Option<u32>,
 }
 
 /// What the application's last segment told smoltcp.
@@ -102,14 +105,9 @@ impl TcpFlow {
     ) -> Option<Self> {
         let [rx, tx] = rings;
         let ids = [rx.id, tx.id];
-        // smoltcp's formula, for a SYN that carries the option; without it neither side scales.
-        let bits = usize::BITS - rx.memory.len().leading_zeros();
-        let window_shift = tcp
-            .window_scale()
-            .map_or(0, |_| u8::try_from(bits.saturating_sub(16)).unwrap_or(14));
-        let mut socket = Socket::new(SocketBuffer::new(rx.memory), SocketBuffer::new(tx.memory));
-        socket.set_nagle_enabled(false);
-        socket.set_tsval_generator(Some(no_clock));
+        // For a SYN that carries the option; without it neither side scales.
+        let window_shift = tcp.window_scale().map_or(0, |_| window_shift(rx.memory.len()));
+        let mut socket = socket([rx, tx]);
         socket
             .listen(IpListenEndpoint {
                 addr: Some(local.ip().into()),
@@ -117,23 +115,14 @@ impl TcpFlow {
             })
             .ok()?;
 
-        let mut config = Config::new(HardwareAddress::Ip);
-        config.random_seed = random;
         let mut answer = [0; ANSWER_MAX];
         let mut slot = Slot::new(setting.capabilities, Some(syn), &mut answer);
-        let mut interface = Interface::new(config, &mut slot, smol(now));
-        interface.set_any_ip(true);
+        let mut interface = interface(now, random, &mut slot);
         let mut sockets = SocketSet::new(Vec::with_capacity(1));
         let handle = sockets.add(socket);
         interface.poll_ingress_single(smol(now), &mut slot, &mut sockets);
 
-        let headers = if local.is_ipv4() { IPV4_LEN } else { IPV6_LEN } + 20;
-        let local_mss = setting.capabilities.mtu - u16::try_from(headers).unwrap_or(0);
-        let remote_mss = tcp
-            .max_segment_size()
-            .filter(|mss| *mss != 0)
-            .unwrap_or(DEFAULT_MSS)
-            .max(MIN_MSS);
+        let remote_mss = remote_mss(tcp);
         let flow = Self {
             setting,
             interface,
@@ -143,13 +132,14 @@ impl TcpFlow {
             remote_start: tcp.sequence(),
             read: 0,
             window_shift,
-            mss: local_mss.min(remote_mss),
+            mss: local_mss(setting, local).min(remote_mss),
             // The upper half: smoltcp's initial sequence number comes from all of it, through its own generator.
             timestamp_offset: u32::try_from(random >> 32).unwrap_or(0),
             remote_shift: tcp.window_scale().map_or(0, |shift| shift.min(MAX_SHIFT)),
             written: 0,
             sent: None,
             remote: None,
+            syn: None,
         };
         (flow.state() == State::SynReceived).then_some(flow)
     }
@@ -206,7 +196,11 @@ impl TcpFlow {
 
     /// Gives an admitted packet to smoltcp. `window` is the field that smoltcp sees.
     pub(super) fn receive(&mut self, now: Instant, packet: &[u8], tcp: &Tcp<'_>, window: u16) -> Option<Answer> {
-        self.note(tcp, window);
+        if self.state() == State::SynSent {
+            self.learn(tcp);
+        } else {
+            self.note(tcp, window);
+        }
         let mut answer = [0; ANSWER_MAX];
         let mut slot = Slot::new(self.setting.capabilities, Some(packet), &mut answer);
         self.interface
@@ -318,13 +312,19 @@ impl TcpFlow {
         let millis = u32::try_from(now.as_millis() & u128::from(u32::MAX)).unwrap_or(0);
         let timestamp = millis.wrapping_add(self.timestamp_offset);
         let emitted = segment::finish(bytes, timestamp, self.setting.offload, self.mss)?;
+        if emitted.flags.0 & (Flags::SYN | Flags::ACK) == Flags::SYN {
+            self.syn = Some(emitted.sequence_end.wrapping_sub(1));
+        }
         if emitted.flags.has(Flags::ACK) {
             let end = emitted.sequence_end;
-            // The first is the SYN-ACK.
+            // The first is the SYN-ACK, or answers one, and may carry data then.
+            let start = end
+                .wrapping_sub(u32::try_from(emitted.payload).unwrap_or(0))
+                .wrapping_sub(emitted.flags.has(Flags::FIN).into());
             let before = self.sent.unwrap_or(Sent {
-                start: end,
-                end,
-                reached: end,
+                start,
+                end: start,
+                reached: start,
                 acknowledgement: 0,
                 right_edge: 0,
             });
@@ -398,6 +398,42 @@ fn distance(from: u32, to: u32) -> i64 {
 /// The later of two sequence numbers.
 fn later(a: u32, b: u32) -> u32 {
     if distance(a, b) > 0 { b } else { a }
+}
+
+/// A socket on these rings, as every flow has it.
+fn socket(rings: [Ring; 2]) -> Socket<'static> {
+    let [rx, tx] = rings;
+    let mut socket = Socket::new(SocketBuffer::new(rx.memory), SocketBuffer::new(tx.memory));
+    socket.set_nagle_enabled(false);
+    socket.set_tsval_generator(Some(no_clock));
+    socket
+}
+
+/// An interface that takes every destination for its own.
+fn interface(now: Instant, random: u64, slot: &mut Slot<'_>) -> Interface {
+    let mut config = Config::new(HardwareAddress::Ip);
+    config.random_seed = random;
+    let mut interface = Interface::new(config, slot, smol(now));
+    interface.set_any_ip(true);
+    interface
+}
+
+/// How far the window fields of a ring of so many bytes are shifted: smoltcp's formula.
+fn window_shift(ring: usize) -> u8 {
+    let bits = usize::BITS - ring.leading_zeros();
+    u8::try_from(bits.saturating_sub(16)).unwrap_or(MAX_SHIFT)
+}
+
+/// The largest segment, before options, that the device takes towards this address's family.
+fn local_mss(setting: Setting, address: SocketAddr) -> u16 {
+    let headers = if address.is_ipv4() { IPV4_LEN } else { IPV6_LEN } + 20;
+    setting.capabilities.mtu - u16::try_from(headers).unwrap_or(0)
+}
+
+/// The largest that the application's SYN allows.
+fn remote_mss(tcp: &Tcp<'_>) -> u16 {
+    let mss = tcp.max_segment_size().filter(|mss| *mss != 0);
+    mss.unwrap_or(DEFAULT_MSS).max(MIN_MSS)
 }
 
 /// smoltcp's clock; the value is put in later, see `segment`.

@@ -25,6 +25,7 @@ fn ask_all(packet: &Packet<'_>) {
         packet.has_extensions(),
         packet.version(),
         packet.ip_header(),
+        icmp::Refused::parse(packet),
     );
     if let Transport::Tcp(tcp) = packet.transport() {
         let _ = (
@@ -294,4 +295,35 @@ fn a_reset_answers_as_the_rfc_says() {
     assert_eq!(answer(Flags::ACK), Some((Flags::RST, 700, 0)));
     assert_eq!(answer(Flags::SYN), Some((Flags::RST | Flags::ACK, 0, 101)));
     assert_eq!(answer(Flags::RST | Flags::ACK), None);
+}
+
+#[test]
+fn an_icmp_error_names_the_segment_that_it_quotes() {
+    for (from, to) in [("10.0.0.1:1000", "10.0.0.2:80"), ("[fd00::1]:1000", "[fd00::2]:80")] {
+        let (from, to): (SocketAddr, SocketAddr) = (from.parse().unwrap(), to.parse().unwrap());
+        let control = Control {
+            flags: Flags::SYN,
+            sequence: 77,
+            acknowledgement: 0,
+            window: 0,
+        };
+        let syn = build::segment(from, to, control).unwrap();
+        let error = build::unreachable(&syn, Unreachable::Port).unwrap();
+        let expected = icmp::Refused {
+            key: FlowKey {
+                protocol: Protocol::Tcp,
+                source: to,
+                destination: from,
+            },
+            sequence: 77,
+        };
+        let parse = |bytes: &[u8]| icmp::Refused::parse(&Packet::parse(bytes).unwrap());
+        assert_eq!(parse(&error), Some(expected));
+        let datagram = build::datagram(from, to, b"x", Checksum::Full).unwrap();
+        assert_eq!(parse(&build::unreachable(&datagram, Unreachable::Port).unwrap()), None);
+        let mut other = error.clone();
+        let kind = if from.is_ipv4() { 20 } else { 40 };
+        other[kind] = 11;
+        assert_eq!(parse(&other), None, "time exceeded");
+    }
 }

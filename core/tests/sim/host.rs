@@ -97,17 +97,25 @@ impl Host {
 
     /// An application connects; gives the client's number.
     pub(crate) fn connect(&mut self, remote: SocketAddr, port: u16) -> usize {
-        let buffer = || SocketBuffer::new(vec![0; BUFFER]);
-        let mut socket = Socket::new(buffer(), buffer());
-        socket.set_nagle_enabled(false);
-        socket.set_tsval_generator(Some(clock));
+        let mut socket = socket();
         let local = SocketAddr::new(if remote.is_ipv4() { V4 } else { V6 }, port);
         let context = self.interface.context();
         socket.connect(context, remote, local).unwrap();
-        let handle = self.sockets.add(socket);
-        let seed = u64::from(port);
+        self.add(socket, local, remote)
+    }
+
+    /// An application waits for one connection, or, when it does not listen, will refuse it; gives the client's number.
+    pub(crate) fn expect(&mut self, local: SocketAddr, remote: SocketAddr, listens: bool) -> usize {
+        let mut socket = socket();
+        if listens {
+            socket.listen(local).unwrap();
+        }
+        self.add(socket, local, remote)
+    }
+
+    fn add(&mut self, socket: Socket<'static>, local: SocketAddr, remote: SocketAddr) -> usize {
         self.clients.push(Client {
-            handle,
+            handle: self.sockets.add(socket),
             local,
             remote,
             to_send: 0,
@@ -120,7 +128,7 @@ impl Host {
             connected: false,
             end_seen: false,
             told: None,
-            seed,
+            seed: u64::from(local.port()),
             window: None,
         });
         self.clients.len() - 1
@@ -226,7 +234,8 @@ impl Host {
     fn work(&mut self) {
         for client in &mut self.clients {
             let socket = self.sockets.get_mut::<Socket<'_>>(client.handle);
-            client.connected |= !matches!(socket.state(), State::SynSent | State::Closed) || socket.can_recv();
+            let before = [State::SynSent, State::Closed, State::Listen, State::SynReceived];
+            client.connected |= !before.contains(&socket.state()) || socket.can_recv();
             while client.reading && socket.can_recv() {
                 socket
                     .recv(|bytes| {
@@ -274,6 +283,14 @@ impl Client {
     pub(crate) fn is_done(&self) -> bool {
         self.finished && self.end_seen
     }
+}
+
+fn socket() -> Socket<'static> {
+    let buffer = || SocketBuffer::new(vec![0; BUFFER]);
+    let mut socket = Socket::new(buffer(), buffer());
+    socket.set_nagle_enabled(false);
+    socket.set_tsval_generator(Some(clock));
+    socket
 }
 
 /// A constant timestamp is a legal one.

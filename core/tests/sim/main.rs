@@ -6,6 +6,7 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
+mod active;
 mod directed;
 mod host;
 mod link;

@@ -32,6 +32,9 @@ pub(crate) struct Peer {
     pub(crate) finished: bool,
     pub(crate) aborted: bool,
     pub(crate) closed: Option<CloseReason>,
+    /// It opened the flow.
+    pub(crate) called: bool,
+    pub(crate) answered: bool,
 }
 
 impl Peer {
@@ -54,6 +57,18 @@ impl Peer {
             finished: false,
             aborted: false,
             closed: None,
+            called: false,
+            answered: false,
+        }
+    }
+
+    /// The far side of a flow that the engine opens.
+    pub(crate) fn calling(flow: FlowId, key: FlowKey, client: usize, listens: bool) -> Self {
+        let decision = if listens { Decision::Accept } else { Decision::Refused };
+        Self {
+            decided: true,
+            called: true,
+            ..Self::new(flow, key, client, decision, Duration::ZERO)
         }
     }
 
@@ -70,6 +85,13 @@ impl Peer {
             Event::Writable { .. } => {
                 assert!(self.blocked, "room for nobody");
                 self.blocked = false;
+            }
+            Event::Connected { .. } => {
+                assert!(
+                    self.called && !self.answered && !self.readable,
+                    "answered late, or twice"
+                );
+                self.answered = true;
             }
             Event::Closed { reason, .. } => self.closed = Some(*reason),
             Event::Opened { .. } | Event::Datagram { .. } => panic!("not an event of a flow: {event:?}"),

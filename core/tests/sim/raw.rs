@@ -41,6 +41,7 @@ pub(crate) fn limits() -> Limits {
         flows: 8,
         half_open: 4,
         half_open_per_destination: 3,
+        opened: 6,
         ring_bytes: RING,
         events: 64,
         linger: LINGER,

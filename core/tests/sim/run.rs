@@ -89,6 +89,7 @@ impl Run {
             flows: 64,
             half_open: 32,
             half_open_per_destination: 16,
+            opened: 32,
             ring_bytes: ring,
             events: 256,
             linger: LINGER,
@@ -133,13 +134,29 @@ impl Run {
             .connect(SocketAddr::new(if v6 { FAR_V6 } else { FAR_V4 }, 80), port)
     }
 
+    /// The far side calls an application; gives the client's number.
+    pub(crate) fn call(&mut self, v6: bool, listens: bool) -> usize {
+        let port = 10_000 + u16::try_from(self.host.clients.len()).unwrap();
+        let (near, far) = if v6 { (V6, FAR_V6) } else { (V4, FAR_V4) };
+        let near = SocketAddr::new(near, port);
+        let (flow, key) = self.engine.connect(self.now, far, near).unwrap();
+        assert_eq!((key.source, key.destination.ip()), (near, far));
+        let client = self.host.expect(near, key.destination, listens);
+        self.plans.push((Decision::Accept, Duration::ZERO));
+        self.peers.push(Peer::calling(flow, key, client, listens));
+        client
+    }
+
     /// Does one step, and lets the world react to it.
     pub(crate) fn step(&mut self, step: Step) {
         match step {
             Step::OpenTcp { v6, decision, delay } if self.host.clients.len() < 24 => {
                 self.connect(v6, decision, Duration::from_millis(delay.into()));
             }
-            Step::OpenTcp { .. } => {}
+            Step::Call { v6, listens } if self.host.clients.len() < 24 => {
+                self.call(v6, listens);
+            }
+            Step::OpenTcp { .. } | Step::Call { .. } => {}
             Step::Send { flow, bytes } => {
                 if let Some(client) = self.pick(flow).filter(|client| !self.host.clients[*client].finish) {
                     self.host.clients[client].to_send += u64::from(bytes);
@@ -360,7 +377,10 @@ impl Run {
                 self.engine.send_datagram(key.destination, key.source, &payload);
             }
             Event::Datagram { key, payload } => self.engine.datagram_unreachable(key, &payload),
-            Event::Readable { flow } | Event::Writable { flow } | Event::Closed { flow, .. } => {
+            Event::Connected { flow }
+            | Event::Readable { flow }
+            | Event::Writable { flow }
+            | Event::Closed { flow, .. } => {
                 let peer = self.peers.iter_mut().find(|peer| peer.flow == flow);
                 peer.expect("an event of an unknown flow").handle(&event);
             }
@@ -400,6 +420,14 @@ impl Run {
     fn check_outcome(&self) {
         for peer in &self.peers {
             let client = &self.host.clients[peer.client];
+            if peer.called && !matches!(peer.decision, Decision::Accept) {
+                assert!(!peer.answered && !client.connected, "a refused call: {peer:?}");
+                assert!(
+                    peer.aborted || peer.closed == Some(CloseReason::ResetByApplication),
+                    "{peer:?}"
+                );
+                continue;
+            }
             if !matches!(peer.decision, Decision::Accept) {
                 assert!(
                     !client.connected && client.received == 0 && peer.read == 0,
@@ -423,6 +451,7 @@ impl Run {
                 continue;
             }
             assert_eq!(peer.closed, Some(CloseReason::Finished), "{peer:?} {client:?}");
+            assert_eq!(peer.answered, peer.called);
             assert!(peer.end && client.end_seen, "an end was not seen: {peer:?} {client:?}");
             assert_eq!(
                 (peer.read, peer.written),

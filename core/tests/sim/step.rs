@@ -16,6 +16,11 @@ pub(crate) enum Step {
         decision: Decision,
         delay: u8,
     },
+    /// A far side calls an application, which listens or does not.
+    Call {
+        v6: bool,
+        listens: bool,
+    },
     /// The application of a flow sends.
     Send {
         flow: u8,
@@ -109,6 +114,10 @@ fn step([kind, a, b, c]: [u8; 4]) -> Step {
         26 => Step::Noise {
             kind: a,
             seed: u16::from_be_bytes([b, c]),
+        },
+        27 | 28 => Step::Call {
+            v6: a & 1 == 1,
+            listens: a & 6 != 0,
         },
         _ => Step::Idle { millis: a },
     }

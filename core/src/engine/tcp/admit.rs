@@ -1,6 +1,6 @@
 //! What smoltcp may see of a segment: the border that keeps it from panicking, hanging, or ending a stream early.
 
-use super::{Sent, TcpFlow, distance};
+use super::{Sent, State, TcpFlow, distance};
 use crate::packet::{Flags, Tcp};
 
 /// What may become of an incoming segment.
@@ -33,8 +33,11 @@ impl TcpFlow {
     /// that data off: the stream would end early. And it stops its retransmission timer when the window closes over
     /// bytes in flight, and when the ACK before a lone FIN is repeated: if those are lost, it hangs.
     pub(in crate::engine) fn admit(&self, tcp: &Tcp<'_>) -> Admission {
+        if self.state() == State::SynSent {
+            return self.admit_answer(tcp);
+        }
         let Some(sent) = self.sent else {
-            // Our SYN-ACK did not leave: nothing but a RST can be meant for it.
+            // Our SYN-ACK, or our answer to one, did not leave: nothing but a RST can be meant for it.
             return if tcp.flags().has(Flags::RST) {
                 Admission::Whole
             } else {
