@@ -56,6 +56,9 @@ fn everything_is_installed_once_and_removed() {
             "unreachable 240.240.0.0/16 table 28005 proto 109 metric 1000000",
             "fd00:240::/64 dev mesh0 table 28005 proto 109 src fd6d:6573:68::1 metric 100",
             "unreachable fd00:240::/64",
+            "from all fwmark 0x6d66 lookup 28006",
+            "default dev mesh0 table 28006",
+            "unreachable default table 28006 proto 109 metric 1000000",
             "table inet mesh_agent",
         ] {
             assert!(installed.contains(expected), "{expected:?} is not in\n{installed}");

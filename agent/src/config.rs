@@ -74,9 +74,9 @@ pub enum OnFailure {
 pub struct Capture {
     pub tun: String,
     pub mtu: u16,
-    /// Mark of our own sockets.
+    /// Mark of our own sockets; one more marks what answers a caller whose address is preserved.
     pub mark: u32,
-    /// Routing table for captured prefixes.
+    /// Routing table for captured prefixes; one more leads to preserved callers.
     pub table: u32,
     /// Priority of the first of our two policy rules; the second is one more.
     pub rule_priority: u32,
@@ -96,6 +96,18 @@ pub struct Capture {
     pub ring_bytes: usize,
     /// vnet header offloads; off is slower and works everywhere.
     pub offload: bool,
+}
+
+impl Capture {
+    /// Mark of what applications answer to callers whose address is preserved.
+    pub fn caller_mark(&self) -> u32 {
+        self.mark.wrapping_add(1)
+    }
+
+    /// Routing table by which these answers come back.
+    pub fn caller_table(&self) -> u32 {
+        self.table.wrapping_add(1)
+    }
 }
 
 impl Default for Capture {

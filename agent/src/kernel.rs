@@ -101,6 +101,7 @@ impl Kernel {
         let mut routes = Routes::take_over(&mut netlink, &capture, device.index)?;
         let kept = routes.prefixes();
         routes.update(&mut netlink, with_resolver(&dns, kept))?;
+        Routes::install_callers(&mut netlink, &capture, device.index)?;
         rules::install(&mut netlink, &capture, &dns)?;
         Ok(Self {
             netlink,

@@ -110,6 +110,10 @@ impl Tools for Host {
     }
 
     fn kernel_state(&self) -> String {
+        // Before, the kernel adds the routes of an address that it still tries.
+        wait_until(SOON, "addresses to be tried", || {
+            self.ip("-6 addr show tentative").is_empty()
+        });
         self.sh(
             "ip rule; ip -6 rule; ip route show table all; ip -6 route show table all | sed 's/expires [0-9]*sec//'; \
              ip -o link | cut -d: -f2; nft list ruleset",

@@ -126,11 +126,19 @@ fn check(config: &Config) -> anyhow::Result<()> {
             config.log.level
         );
     }
-    if capture.mark == 0 {
-        bail!("capture.mark: 0 would not tell the agent's own sockets from others");
+    if capture.mark == 0 || capture.caller_mark() == 0 {
+        bail!(
+            "capture.mark: {} or one more would be 0, which marks nothing",
+            capture.mark
+        );
     }
-    if [0, 253, 254, 255].contains(&capture.table) {
-        bail!("capture.table: {} is one of the system's own tables", capture.table);
+    for table in [capture.table, capture.caller_table()] {
+        if [0, 253, 254, 255].contains(&table) {
+            bail!(
+                "capture.table: {} needs itself and one more, and {table} is one of the system's own tables",
+                capture.table
+            );
+        }
     }
     if capture.max_flows == 0 || capture.max_flows > 1 << 23 {
         bail!("capture.max_flows: {} is not between 1 and 8388608", capture.max_flows);

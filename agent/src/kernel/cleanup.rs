@@ -14,6 +14,7 @@ pub fn cleanup(config: &Config) -> Result<(), KernelError> {
 pub(super) fn remove(netlink: &mut Netlink, capture: &Capture) -> Result<(), KernelError> {
     let rules = rules::remove(netlink, capture);
     let routes = routes::flush(netlink, capture.table);
+    let callers = routes::flush(netlink, capture.caller_table());
     let guard = Nft::default().unload();
-    rules.and(routes).and(guard)
+    rules.and(routes).and(callers).and(guard)
 }

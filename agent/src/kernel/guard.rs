@@ -22,6 +22,7 @@ const PROGRAMS: [&str; 3] = ["nft", "/usr/sbin/nft", "/sbin/nft"];
 pub struct Guard {
     tun: String,
     mark: u32,
+    caller_mark: u32,
     /// TUN and resolver, IPv4 and IPv6.
     own4: [std::net::Ipv4Addr; 2],
     own6: [std::net::Ipv6Addr; 2],
@@ -47,6 +48,7 @@ impl Guard {
         Self {
             tun: capture.tun.clone(),
             mark: capture.mark,
+            caller_mark: capture.caller_mark(),
             own4: [capture.address4, dns.resolver4],
             own6: [capture.address6, dns.resolver6],
             forward: capture.forward_interfaces.clone(),
@@ -77,6 +79,7 @@ impl Guard {
             String::from("table inet mesh_agent {}\ndelete table inet mesh_agent\ntable inet mesh_agent {\n");
         for chain in [
             self.arrivals(),
+            self.callers(),
             self.replies(),
             self.forwarded(),
             REFUSE.into(),
@@ -106,31 +109,69 @@ impl Guard {
         )
     }
 
+    /// Remembers which connections came out of the TUN: those of callers whose address is preserved. Nothing else comes from
+    /// there, and nobody else can make it so. The callers are remembered too, for when conntrack forgets a connection.
+    ///
+    /// Where rules of others (a container engine's) sent such a connection on, its answers are forwarded: marked before routing.
+    fn callers(&self) -> String {
+        let Self { tun, caller_mark, .. } = self;
+        format!(
+            "  set callers4 {{ type ipv4_addr; size 65535; flags dynamic, timeout; timeout 1d; }}
+  set callers6 {{ type ipv6_addr; size 65535; flags dynamic, timeout; timeout 1d; }}
+  chain callers {{
+    type filter hook prerouting priority mangle; policy accept;
+    iifname != \"{tun}\" ct mark {caller_mark} ct direction reply meta mark set {caller_mark} accept
+    iifname != \"{tun}\" accept
+    meta l4proto tcp ct state new ct mark set {caller_mark}
+    ct mark {caller_mark} update @callers4 {{ ip saddr }}
+    ct mark {caller_mark} update @callers6 {{ ip6 saddr }}
+  }}
+"
+        )
+    }
+
     /// A reply belongs to the connection that it answers. Judged after routing, so that only what would enter the TUN is
     /// marked, which makes the kernel route it again. A connection that was there before conntrack saw it (no SYN seen, and
     /// not from the TUN's own address) is left alone, too; its conntrack entry remembers that.
+    ///
+    /// What answers a preserved caller goes back into the TUN whatever the routes say, errors of the kernel's included; so
+    /// does what may answer one, when conntrack does not know any more.
     fn replies(&self) -> String {
         let Self {
-            tun, mark, own4, own6, ..
+            tun,
+            mark,
+            caller_mark,
+            own4,
+            own6,
+            ..
         } = self;
         let old = "tcp flags & syn == 0 ct state new ct mark 0";
         format!(
             "  chain replies {{
     type route hook output priority mangle; policy accept;
+    ct mark {caller_mark} oifname \"{tun}\" accept
+    ct mark {caller_mark} meta mark set {caller_mark} accept
     oifname != \"{tun}\" accept
     ct direction reply meta mark set {mark} accept
     ct mark {mark} meta mark set {mark} accept
+    ip saddr != {} ip daddr @callers4 {old} ct mark set {caller_mark} accept
+    ip6 saddr != {} ip6 daddr @callers6 {old} ct mark set {caller_mark} accept
     ip saddr != {} {old} ct mark set {mark} meta mark set {mark} accept
     ip6 saddr != {} {old} ct mark set {mark} meta mark set {mark} accept
   }}
 ",
-            own4[0], own6[0]
+            own4[0], own6[0], own4[0], own6[0]
         )
     }
 
-    /// Forwarded traffic enters and leaves the TUN only by the bridges that the settings name.
+    /// Forwarded traffic enters and leaves the TUN only by the bridges that the settings name, or as a preserved caller's.
     fn forwarded(&self) -> String {
-        let Self { tun, forward, .. } = self;
+        let Self {
+            tun,
+            forward,
+            caller_mark,
+            ..
+        } = self;
         let (from, to) = if forward.is_empty() {
             (String::new(), String::new())
         } else {
@@ -144,6 +185,7 @@ impl Guard {
         format!(
             "  chain forwarded {{
     type filter hook forward priority filter; policy accept;
+    ct mark {caller_mark} accept
     oifname \"{tun}\" {from}counter drop
     iifname \"{tun}\" {to}counter drop
   }}

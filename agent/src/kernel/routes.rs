@@ -1,8 +1,8 @@
-//! The routes of our table: for each captured prefix one through the device, and one `unreachable` of worse metric, which
-//! stays when the device vanishes.
+//! The routes of our tables: for each captured prefix one through the device, and one `unreachable` of worse metric, which
+//! stays when the device vanishes. The table of preserved callers has both for everything.
 
 use std::collections::BTreeSet;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
 use nix::errno::Errno;
@@ -42,18 +42,32 @@ enum Kind {
 }
 
 impl Routes {
-    /// Finds what an earlier run left in the table.
+    /// Finds what an earlier run left in the table of captured prefixes.
     pub(super) fn take_over(netlink: &mut Netlink, capture: &Capture, device: u32) -> Result<Self, KernelError> {
-        let mut routes = Self {
-            table: capture.table,
-            device,
-            sources: [capture.address4.into(), capture.address6.into()],
-            closed: fails_closed(capture),
-            present: BTreeSet::new(),
-            doubtful: false,
-        };
+        let mut routes = Self::new(capture, capture.table, device, fails_closed(capture));
         routes.look(netlink)?;
         Ok(routes)
+    }
+
+    /// Makes the table of preserved callers: all of it leads to the device, and to nothing without one. What a caller was
+    /// promised to be carried encrypted never goes plain, whatever `capture.on_failure` says.
+    pub(super) fn install_callers(netlink: &mut Netlink, capture: &Capture, device: u32) -> Result<(), KernelError> {
+        let mut routes = Self::new(capture, capture.caller_table(), device, true);
+        routes.look(netlink)?;
+        let everything = [IpAddr::V4(Ipv4Addr::UNSPECIFIED), IpAddr::V6(Ipv6Addr::UNSPECIFIED)];
+        let everything = everything.into_iter().filter_map(|address| IpNet::new(address, 0).ok());
+        routes.update(netlink, everything.collect())
+    }
+
+    fn new(capture: &Capture, table: u32, device: u32, closed: bool) -> Self {
+        Self {
+            table,
+            device,
+            sources: [capture.address4.into(), capture.address6.into()],
+            closed,
+            present: BTreeSet::new(),
+            doubtful: false,
+        }
     }
 
     /// The prefixes that have a route of either kind.
@@ -241,8 +255,8 @@ fn destination(route: &RouteMessage) -> Option<IpNet> {
     });
     // A default route has no destination.
     let address = address.or(match route.header.address_family {
-        AddressFamily::Inet => Some(IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED)),
-        AddressFamily::Inet6 => Some(IpAddr::V6(std::net::Ipv6Addr::UNSPECIFIED)),
+        AddressFamily::Inet => Some(IpAddr::V4(Ipv4Addr::UNSPECIFIED)),
+        AddressFamily::Inet6 => Some(IpAddr::V6(Ipv6Addr::UNSPECIFIED)),
         _ => None,
     })?;
     IpNet::new(address, route.header.destination_prefix_length).ok()

@@ -1,6 +1,7 @@
 //! The policy rules, IPv4 and IPv6, at three priorities from P (the setting `capture.rule_priority`):
 //!
-//! * P: our own sockets (mark M) go to P+2, past the rest.
+//! * P: our own sockets (mark M) go to P+2, past the rest; what answers preserved callers (mark M+1) looks into the table of
+//!   these, which always has an answer.
 //! * P+1: what this machine itself sends (`iif lo`) by TCP, or by UDP to the resolver, looks into our table; so does TCP
 //!   that is forwarded from a named bridge; so does [`REVERSE_TOS`].
 //! * P+2: nothing; the target of the jump.
@@ -84,12 +85,13 @@ fn wanted(capture: &Capture, dns: &Dns, family: AddressFamily) -> Vec<RuleMessag
         rule.attributes.extend(attributes);
         rule
     };
-    let lookup = |attributes: Vec<RuleAttribute>| {
-        let mut rule = rule(first + 1, RuleAction::ToTable, attributes);
-        rule.header.table = u8::try_from(capture.table).unwrap_or_default();
-        rule.attributes.push(RuleAttribute::Table(capture.table));
+    let to_table = |priority: u32, table: u32, attributes: Vec<RuleAttribute>| {
+        let mut rule = rule(priority, RuleAction::ToTable, attributes);
+        rule.header.table = u8::try_from(table).unwrap_or_default();
+        rule.attributes.push(RuleAttribute::Table(table));
         rule
     };
+    let lookup = |attributes| to_table(first + 1, capture.table, attributes);
     let local = || RuleAttribute::Iifname("lo".into());
     let mut rules = vec![
         rule(first + 2, RuleAction::Nop, vec![]),
@@ -100,6 +102,14 @@ fn wanted(capture: &Capture, dns: &Dns, family: AddressFamily) -> Vec<RuleMessag
                 RuleAttribute::FwMark(capture.mark),
                 RuleAttribute::FwMask(u32::MAX),
                 RuleAttribute::Goto(first + 2),
+            ],
+        ),
+        to_table(
+            first,
+            capture.caller_table(),
+            vec![
+                RuleAttribute::FwMark(capture.caller_mark()),
+                RuleAttribute::FwMask(u32::MAX),
             ],
         ),
         lookup(vec![local(), RuleAttribute::IpProtocol(TCP.into())]),

@@ -78,6 +78,22 @@ fn bridges_that_are_named_may_forward() {
 }
 
 #[test]
+fn what_answers_a_caller_is_sent_back_before_anything_else_is_asked() {
+    let text = guard().text();
+    assert!(text.contains("iifname != \"mesh0\" accept\n    meta l4proto tcp ct state new ct mark set 28006\n"));
+    let order = [
+        "ct mark 28006 oifname \"mesh0\" accept\n",
+        "ct mark 28006 meta mark set 28006 accept\n",
+        "oifname != \"mesh0\" accept\n",
+        "ct direction reply meta mark set 28005 accept\n",
+        "ip daddr @callers4 tcp flags & syn == 0 ct state new ct mark 0 ct mark set 28006 accept\n",
+        "tcp flags & syn == 0 ct state new ct mark 0 ct mark set 28005",
+    ];
+    let at = order.map(|rule| text.find(rule).unwrap());
+    assert!(at.is_sorted(), "{text}");
+}
+
+#[test]
 fn counts_are_read_from_json() {
     let rule = serde_json::json!({
         "comment": "shop/strict",
