@@ -11,8 +11,10 @@ use crate::balance::target_port;
 use crate::world::{Service, ServiceKey, Workload, World, preferred};
 
 mod authority;
+mod caller;
 
 use authority::Authority;
+pub use caller::{Caller, NotPreserved, preserved};
 
 /// What a CONNECT says of where it is to go.
 #[derive(Clone, Copy, Debug)]

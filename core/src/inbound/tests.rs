@@ -361,3 +361,41 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_caller_is_shown_where_only_we_could_answer_it() {
+    let mut plain = fixture::workload("plain", "10.0.0.4");
+    plain.tunnel_protocol = crate::world::TunnelProtocol::None;
+    let peers = [("peer", "10.0.0.2"), ("six", "fd00::2"), ("wire", "fe80::2")];
+    let peers = peers.map(|(uid, address)| fixture::workload(uid, address));
+    let world = world(vec![], [&peers[..], &[own(), plain]].concat());
+    let shown = |address: &str, network: Option<&str>, to: &str| {
+        let caller = Caller {
+            address: address.parse().unwrap(),
+            forwarded_network: network,
+        };
+        preserved(&world, &own(), "", caller, to.parse().unwrap()).map(|address| address.to_string())
+    };
+    for (address, network, to, expected) in [
+        ("10.0.0.2", None, "10.0.0.1:80", Ok("10.0.0.2")),
+        ("::ffff:10.0.0.2", None, "10.0.0.1:80", Ok("10.0.0.2")),
+        ("fd00::2", None, "[fd00::1]:80", Ok("fd00::2")),
+        ("10.0.0.2", Some(""), "10.0.0.1:80", Ok("10.0.0.2")),
+        ("10.0.0.2", Some("far"), "10.0.0.1:80", Err(NotPreserved::RemoteNetwork)),
+        ("10.0.0.2", None, "127.0.0.1:80", Err(NotPreserved::Loopback)),
+        ("fd00::2", None, "[::1]:80", Err(NotPreserved::Loopback)),
+        ("10.0.0.2", None, "[fd00::1]:80", Err(NotPreserved::Family)),
+        ("fd00::2", None, "10.0.0.1:80", Err(NotPreserved::Family)),
+        ("10.0.0.1", None, "10.0.0.1:80", Err(NotPreserved::OwnAddress)),
+        ("fd00::1", None, "[fd00::9]:80", Err(NotPreserved::OwnAddress)),
+        ("10.0.0.4", None, "10.0.0.1:80", Err(NotPreserved::NotCaptured)),
+        ("10.0.0.5", None, "10.0.0.1:80", Err(NotPreserved::NotCaptured)),
+        ("fe80::2", None, "[fd00::1]:80", Err(NotPreserved::NotCaptured)),
+    ] {
+        assert_eq!(
+            shown(address, network, to).as_deref(),
+            expected.as_ref().copied(),
+            "{address} {network:?} {to}"
+        );
+    }
+}

@@ -220,6 +220,13 @@ impl World {
         exact.chain(ranges).collect()
     }
 
+    /// Whether [`Self::captured_prefixes`] names this address as that of a workload, the own ones left aside.
+    pub fn captures(&self, network: &str, address: IpAddr) -> bool {
+        let address = address.to_canonical();
+        let held = self.workload_at(network, address);
+        routable(address) && held.is_some_and(|held| held.tunnel_protocol == TunnelProtocol::Hbone)
+    }
+
     /// All workloads in uid order.
     pub fn workloads(&self) -> impl Iterator<Item = &Arc<Workload>> {
         self.workloads.values()

@@ -290,6 +290,22 @@ fn what_is_captured() {
         captured,
         ["10.0.0.1/32", "10.9.0.0/16", "240.240.0.1/32", "fd00::1/128"]
     );
+    for (address, expected) in [
+        ("10.0.0.1", true),
+        ("::ffff:10.0.0.1", true),
+        ("fd00::1", true),
+        ("127.0.0.1", false),
+        ("240.240.0.1", false),
+        ("10.0.0.77", false),
+    ] {
+        assert_eq!(world.captures("", address.parse().unwrap()), expected, "{address}");
+    }
+    for workload in world
+        .workloads()
+        .filter(|workload| workload.tunnel_protocol != TunnelProtocol::Hbone)
+    {
+        assert!(workload.addresses.iter().all(|address| !world.captures("", *address)));
+    }
 }
 
 #[test]
