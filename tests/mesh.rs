@@ -24,6 +24,8 @@ mod policies;
 mod revocation;
 #[path = "mesh/sandbox.rs"]
 mod sandbox;
+#[path = "mesh/source.rs"]
+mod source;
 #[path = "mesh/tools.rs"]
 mod tools;
 #[path = "mesh/traffic.rs"]

@@ -181,11 +181,22 @@ impl Default for Tunnel {
 }
 
 /// Connections that peers open towards our applications.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Inbound {
     /// Ports that are delivered to loopback.
     pub loopback_ports: Vec<u16>,
+    /// Applications see the caller's mesh address as their peer, where that can be had.
+    pub preserve_source: bool,
+}
+
+impl Default for Inbound {
+    fn default() -> Self {
+        Self {
+            loopback_ports: Vec::new(),
+            preserve_source: true,
+        }
+    }
 }
 
 /// Connections that our applications open.

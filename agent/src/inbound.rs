@@ -1,7 +1,7 @@
 //! One CONNECT of a peer: who is it, is the target ours, may it, deliver to the application; and the re-check of what lives
 //! when policies change.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -10,21 +10,24 @@ use mesh_core::connect::ResponseHead;
 use mesh_core::inbound::{Asked, Delivery, deliver, is_remote};
 use mesh_core::policy::{Connection, Decision, Denial, Verdict, authorize};
 use mesh_core::world::{Workload, World};
-use tokio::io::AsyncWriteExt as _;
-use tokio::net::TcpStream;
 
 use crate::access;
-use crate::copy::{both_ways, tcp};
+use crate::capture::Opener;
+use crate::copy::{End, both_ways};
 use crate::failure::{Failure, denial_policies};
 use crate::flows::{Direction, Facts, Registered};
 use crate::shared::Shared;
-use crate::socket;
 use crate::tunnel::Abort;
 use crate::tunnel::header::baggage;
 use crate::tunnel::listen::Request;
 
-/// Serves one request to its end.
-pub async fn serve(shared: Arc<Shared>, request: Request) {
+mod local;
+pub mod ways;
+
+use local::{LocalSink, LocalSource, Wanted};
+
+/// Serves one request to its end. Without an opener every application sees our own address.
+pub async fn serve(shared: Arc<Shared>, opener: Option<Opener>, request: Request) {
     let started = Instant::now();
     let world = shared.world();
     let own = shared.own_workload(&world);
@@ -43,8 +46,15 @@ pub async fn serve(shared: Arc<Shared>, request: Request) {
         drop(registered);
         return refuse(&shared, request, facts, started, failure).await;
     }
-    let application = match connect(&shared, &delivery, &facts).await {
-        Ok(stream) => tcp::split(stream),
+    let wanted = Wanted {
+        world: &world,
+        own: own.as_deref(),
+        delivery: &delivery,
+        facts: &facts,
+        forwarded_network: request.head.as_ref().and_then(|head| head.forwarded_network.as_deref()),
+    };
+    let application = match local::connect(&shared, opener.as_ref(), wanted).await {
+        Ok(application) => application,
         Err(error) => {
             drop(registered);
             return refuse(&shared, request, facts, started, error.into()).await;
@@ -60,7 +70,7 @@ pub async fn serve(shared: Arc<Shared>, request: Request) {
 async fn carry(
     own: Option<&Workload>,
     request: Request,
-    application: crate::copy::End<tcp::TcpSource, tcp::TcpSink>,
+    application: End<LocalSource, LocalSink>,
     registered: &mut Registered,
 ) -> Result<(), Failure> {
     let abort = request.abort_code();
@@ -106,30 +116,6 @@ fn find_target(
         local: facts.destination.ip(),
     };
     Ok(deliver(world, own, &asked, &shared.own_ports())?)
-}
-
-/// To the application; with an application tunnel it hears first who calls.
-async fn connect(shared: &Shared, delivery: &Delivery, facts: &Facts) -> std::io::Result<TcpStream> {
-    let limit = Duration::from_millis(shared.config.outbound.connect_timeout_ms);
-    let to = listener(shared, delivery.to);
-    let mut stream = socket::connect(to, shared.config.capture.mark, limit).await?;
-    if let Some(destination) = delivery.proxy {
-        let header = mesh_core::proxy::header(facts.source, destination, facts.source_identity.as_ref());
-        stream.write_all(&header).await?;
-    }
-    Ok(stream)
-}
-
-fn listener(shared: &Shared, target: SocketAddr) -> SocketAddr {
-    if !shared.config.inbound.loopback_ports.contains(&target.port()) {
-        return target;
-    }
-    let loopback: IpAddr = if target.is_ipv4() {
-        Ipv4Addr::LOCALHOST.into()
-    } else {
-        Ipv6Addr::LOCALHOST.into()
-    };
-    SocketAddr::new(loopback, target.port())
 }
 
 fn judge(shared: &Shared, facts: &Facts) -> Result<(), Failure> {

@@ -12,6 +12,7 @@ use crate::certs::Credentials;
 use crate::config::Config;
 use crate::flows::Flows;
 use crate::health::Standing;
+use crate::inbound::ways::Ways;
 use crate::join::Membership;
 use crate::tls::Revoked;
 use crate::transports::Transports;
@@ -31,6 +32,8 @@ pub struct Shared {
     pub settled: AtomicBool,
     /// QUIC or TCP: what is remembered of each peer.
     pub transports: Transports,
+    /// Where applications can be shown their caller's address.
+    pub ways: Ways,
     /// How our application is, and whether we are drained.
     pub standing: Standing,
 }

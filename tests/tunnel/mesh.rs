@@ -129,6 +129,7 @@ impl Member {
             settled: AtomicBool::new(true),
             transports: Transports::new(config.tunnel.transport),
             config: Arc::new(config),
+            ways: mesh_agent::inbound::ways::Ways::default(),
             standing: mesh_agent::health::Standing::default(),
         };
         Self {
@@ -155,7 +156,7 @@ impl Member {
         let tunnels = Tunnels::bind(self.shared.clone()).unwrap();
         let address = tunnels.local_address();
         let shared = self.shared.clone();
-        let handler = move |request| inbound::serve(shared.clone(), request);
+        let handler = move |request| inbound::serve(shared.clone(), None, request);
         tokio::task::spawn_local(listen::run(tunnels.clone(), handler));
         tokio::task::spawn_local(inbound::recheck(self.shared.clone()));
         (address, tunnels)

@@ -110,6 +110,7 @@ impl Member {
             "capture": { "prefixes": *self.captured.borrow() },
             "dns": { "resolver": [self.shared.config.dns.resolver4.to_string(), self.shared.config.dns.resolver6.to_string()], "domain": membership.dns_domain },
             "transport": { "preference": self.shared.config.tunnel.transport, "peers": self.shared.transports.shown() },
+            "inbound": self.callers(),
             "flows": { "live": self.shared.flows.len(), "inbound": self.inbound() },
             "health": self.health(&world),
         })
@@ -122,6 +123,21 @@ impl Member {
             count += usize::from(live.facts.direction == Direction::Inbound);
         });
         count
+    }
+
+    /// Whether applications see their callers' addresses, and where not, why.
+    fn callers(&self) -> Value {
+        let ways = self.shared.ways.shown();
+        let preserved = match self.shared.config.inbound.preserve_source {
+            false => "off",
+            true if ways.iter().any(|(_, closed)| closed.is_none()) => "on",
+            true => "unavailable",
+        };
+        let closed = ways.iter().filter_map(|(address, closed)| {
+            let reason = closed.as_ref()?;
+            Some(json!({ "address": address, "reason": reason }))
+        });
+        json!({ "preserve_source": preserved, "unavailable": closed.collect::<Vec<_>>() })
     }
 
     fn health(&self, world: &World) -> Value {

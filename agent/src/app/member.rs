@@ -21,6 +21,7 @@ use crate::config::Config;
 use crate::crl::{CrlFile, Crls};
 use crate::flows::Flows;
 use crate::health::{self, Standing};
+use crate::inbound::ways::Ways;
 use crate::join::Membership;
 use crate::pulse::Pulse;
 use crate::ready::{Pending, Ready};
@@ -77,6 +78,7 @@ impl Member {
             flows: Arc::<Flows>::default(),
             settled: AtomicBool::new(false),
             transports: Transports::new(config.tunnel.transport),
+            ways: Ways::default(),
             standing,
         });
 

@@ -12,6 +12,7 @@ use tokio::task::LocalSet;
 use crate::capture::{Capture, Captured, Stats};
 use crate::certs::random;
 use crate::dns::Resolver;
+use crate::inbound::ways;
 use crate::pulse::Pulse;
 use crate::shared::Shared;
 use crate::tun::Tun;
@@ -110,10 +111,11 @@ async fn serve(
     let tunnels = Tunnels::bind(shared.clone())?;
     let resolver = Resolver::new(shared.clone(), "/etc/resolv.conf", random());
     let serve_inbound = {
-        let shared = shared.clone();
-        move |request| inbound::serve(shared.clone(), request)
+        let (shared, opener) = (shared.clone(), capture.opener());
+        move |request| inbound::serve(shared.clone(), Some(opener.clone()), request)
     };
     tokio::task::spawn_local(listen::run(tunnels.clone(), serve_inbound));
+    tokio::task::spawn_local(ways::keep(shared.clone(), capture.opener()));
     let _ = started.send(capture.stats());
 
     let on = {

@@ -110,6 +110,7 @@ fn screen(status: &Value, colours: bool) -> String {
         ),
     );
     line("flows", format!("{} live", status["flows"]["live"]));
+    line("callers", callers(&status["inbound"]));
     line("transport", transports(&status["transport"]));
     line("health", health(&status["health"]));
     for problem in status["problems"].as_array().into_iter().flatten() {
@@ -138,6 +139,20 @@ fn transports(transport: &Value) -> String {
         let (address, why) = (address.as_str().unwrap_or_default(), why.as_str().unwrap_or_default());
         let since = span(peer["for_seconds"].as_u64().unwrap_or(0));
         let _ = write!(out, "\n{:<14}   {address} over TCP for {since}: {why}", "");
+    }
+    out
+}
+
+/// What applications see as their peer.
+fn callers(inbound: &Value) -> String {
+    let mut out = match inbound["preserve_source"].as_str().unwrap_or_default() {
+        "on" => "seen by applications with their own address".to_owned(),
+        "off" => "seen with this machine's address, as configured (inbound.preserve_source)".to_owned(),
+        _ => "seen with this machine's address".to_owned(),
+    };
+    for closed in inbound["unavailable"].as_array().into_iter().flatten() {
+        let reason = closed["reason"].as_str().unwrap_or_default();
+        let _ = write!(out, "\n{:<14}   {reason}", "");
     }
     out
 }

@@ -250,6 +250,7 @@ fn member(credentials: Credentials) -> (View, [Registered; 2]) {
         flows: Arc::<Flows>::default(),
         settled: AtomicBool::new(true),
         transports: Transports::new(Preference::Auto),
+        ways: crate::inbound::ways::Ways::default(),
         standing: crate::health::Standing::default(),
     });
     let flows = [Direction::Inbound, Direction::Outbound].map(|direction| shared.flows.register(flow(direction)));
