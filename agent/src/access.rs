@@ -89,6 +89,7 @@ macro_rules! line {
             transport = $facts.transport.name(),
             dst.original = $line.original.map(display),
             flow = $id,
+            trace_id = $facts.trace.map(|trace| trace.trace_id()),
             $message
         )
     };

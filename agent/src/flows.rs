@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use mesh_core::identity::Identity;
+use mesh_core::trace::TraceParent;
 use mesh_core::world::{ServiceKey, Workload};
 use serde::Serialize;
 use slab::Slab;
@@ -96,6 +97,8 @@ pub struct Facts {
     pub endpoint: Option<Arc<Workload>>,
     /// The peer's, which may be revoked while the flow lives.
     pub peer_certificate: Option<Arc<PeerCertificate>>,
+    /// What the CONNECT carries; `None` where there is none.
+    pub trace: Option<TraceParent>,
 }
 
 /// One live flow, as others see it.

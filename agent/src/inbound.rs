@@ -9,6 +9,7 @@ use mesh_core::baggage::Baggage;
 use mesh_core::connect::ResponseHead;
 use mesh_core::inbound::{Asked, Delivery, deliver, is_remote};
 use mesh_core::policy::{Connection, Decision, Denial, Verdict, authorize};
+use mesh_core::trace::TraceParent;
 use mesh_core::world::{Workload, World};
 
 use crate::access;
@@ -18,7 +19,7 @@ use crate::failure::{Failure, denial_policies};
 use crate::flows::{Direction, Facts, Registered};
 use crate::shared::Shared;
 use crate::tunnel::Abort;
-use crate::tunnel::header::baggage;
+use crate::tunnel::header::{baggage, fresh_trace};
 use crate::tunnel::listen::Request;
 
 mod local;
@@ -163,7 +164,16 @@ fn facts(shared: &Shared, world: &World, request: &Request, own: Option<Arc<Work
         destination_identity: shared.credentials().map(|credentials| credentials.identity.clone()),
         endpoint: None,
         peer_certificate: Some(peer.certificate.clone()),
+        trace: Some(trace(request)),
     }
+}
+
+/// The caller's id, so that its log line and ours are found by the same; a fresh one where it sent none that is valid.
+fn trace(request: &Request) -> TraceParent {
+    let header = request.head.as_ref().and_then(|head| head.traceparent.as_deref());
+    header
+        .and_then(|header| header.parse().ok())
+        .unwrap_or_else(fresh_trace)
 }
 
 /// The workload that calls, for telemetry: the one at its address; of another network, where addresses mean something else,

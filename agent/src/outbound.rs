@@ -17,6 +17,7 @@ use crate::failure::{Failure, denial_policies};
 use crate::flows::{Direction, Facts, Registered, Transport};
 use crate::shared::Shared;
 use crate::tunnel::Tunnels;
+use crate::tunnel::header::fresh_trace;
 use attempts::{Attempts, Opened};
 
 /// Serves one flow to its end. Never fails: what goes wrong is told to the application, the log and the metrics.
@@ -41,6 +42,7 @@ pub async fn serve(shared: Arc<Shared>, tunnels: Tunnels, flow: Flow, seed: u64)
         service,
         client,
         destination,
+        trace: fresh_trace(),
     };
     let outcome = tokio::select! {
         outcome = attempts.run(&candidates) => Some(outcome),
@@ -103,6 +105,7 @@ fn facts(
         destination_identity: None,
         endpoint: None,
         peer_certificate: None,
+        trace: None,
     }
 }
 

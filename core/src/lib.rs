@@ -14,6 +14,7 @@
 //! | [`outbound`] | what is to be done with a connection that an application of ours opened |
 //! | [`inbound`] | what is to be done with a CONNECT that a peer sent us |
 //! | [`baggage`] | who a caller says that it is |
+//! | [`trace`] | by which id the two log lines of a flow are found |
 //! | [`proxy`] | the PROXY protocol header of an application tunnel |
 //! | [`why`] | why a connection would or would not be, for those who ask |
 //! | [`dns`] | what is answered, and what is forwarded |
@@ -46,6 +47,7 @@ pub mod policy;
 pub mod proxy;
 pub mod rotation;
 pub mod token;
+pub mod trace;
 pub mod transport;
 pub mod why;
 pub mod world;

@@ -71,6 +71,11 @@ fn facts(direction: Direction) -> Facts {
         destination_identity: Some("spiffe://mesh.internal/ns/shop/sa/orders".parse().unwrap()),
         endpoint: None,
         peer_certificate: None,
+        trace: Some(
+            "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+                .parse()
+                .unwrap(),
+        ),
     }
 }
 
@@ -101,7 +106,8 @@ fn fields_have_ztunnels_names_and_order_and_ours_follow() {
         " policy=\"shop/no-web\" ",
         " transport=\"hbone3\" ",
         " dst.original=240.0.0.1:80 ",
-        " flow=7",
+        " flow=7 ",
+        " trace_id=\"4bf92f3577b34da6a3ce929d0e0e4736\"",
     ] {
         // The space after one is the space before the next.
         let at = rest
@@ -121,6 +127,7 @@ fn what_is_not_known_is_left_out() {
         hbone: None,
         service: None,
         original: None,
+        trace: None,
         source_workload: None,
         destination_workload: None,
         ..facts(Direction::Outbound)
@@ -130,7 +137,12 @@ fn what_is_not_known_is_left_out() {
         line.contains(" src.addr=10.0.0.1:40000 dst.addr=10.0.0.2:8080 direction="),
         "{line}"
     );
-    assert!(!line.contains("identity") && !line.contains("error"), "{line}");
+    assert!(
+        !["identity", "error", "trace_id"]
+            .iter()
+            .any(|field| line.contains(field)),
+        "{line}"
+    );
     // Nobody was there to be asked.
     let line = logged(&plain, Some(&Failure::NoCertificate));
     assert!(line.contains("WARN access: connection failed "), "{line}");

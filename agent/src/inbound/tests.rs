@@ -58,6 +58,7 @@ fn a_peer_stays_while_the_world_names_its_identity_for_its_address() {
         destination_identity: Some("spiffe://mesh.internal/ns/shop/sa/orders".parse().unwrap()),
         endpoint: then.workload("a").cloned(),
         peer_certificate: None,
+        trace: None,
     };
     let other = holder("b", "other");
     for (what, now, cut) in [

@@ -49,6 +49,7 @@ fn facts(direction: Direction) -> Facts {
         destination_identity: Some(identity("orders")),
         endpoint: None,
         peer_certificate: None,
+        trace: None,
     }
 }
 

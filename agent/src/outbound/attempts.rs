@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use mesh_core::identity::Identity;
 use mesh_core::outbound::{self, Authority, Candidate, Hop, Way};
+use mesh_core::trace::TraceParent;
 use mesh_core::world::{Service, World};
 
 use super::facts;
@@ -13,7 +14,7 @@ use crate::certs::random;
 use crate::copy::End;
 use crate::copy::tcp::{self, TcpSink, TcpSource};
 use crate::failure::Failure;
-use crate::flows::Facts;
+use crate::flows::{Facts, Transport};
 use crate::shared::Shared;
 use crate::socket;
 use crate::tunnel::{self, ConnectHead, Peer, StreamSink, StreamSource, Target, Tunnels, header};
@@ -32,6 +33,8 @@ pub(super) struct Attempts<'a> {
     pub(super) service: Option<Arc<Service>>,
     pub(super) client: SocketAddr,
     pub(super) destination: SocketAddr,
+    /// Of all CONNECTs of this flow.
+    pub(super) trace: TraceParent,
 }
 
 impl Attempts<'_> {
@@ -67,14 +70,12 @@ impl Attempts<'_> {
 
     pub(super) fn facts(&self, candidate: Option<&Candidate>) -> Facts {
         let service = self.service.as_deref();
-        facts(
-            self.shared,
-            self.world,
-            self.client,
-            self.destination,
-            service,
-            candidate,
-        )
+        let (client, destination) = (self.client, self.destination);
+        let facts = facts(self.shared, self.world, client, destination, service, candidate);
+        Facts {
+            trace: (facts.transport != Transport::Plain).then_some(self.trace),
+            ..facts
+        }
     }
 
     /// With an address in the place of a name, where it has one: one of our own family first, any of those.
@@ -165,7 +166,7 @@ impl Attempts<'_> {
             authority: authority.to_string(),
             baggage: own.as_deref().map(header::baggage),
             forwarded: Some(header::forwarded(client, host)),
-            traceparent: Some(header::fresh_traceparent()),
+            traceparent: Some(self.trace.to_string()),
             forwarded_network,
         }
     }

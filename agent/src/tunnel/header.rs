@@ -2,6 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
+use mesh_core::trace::TraceParent;
 use mesh_core::world::Workload;
 
 /// Who the source workload is, for telemetry on the other side. Empty fields are left out.
@@ -44,13 +45,12 @@ pub fn forwarded(client: SocketAddr, host: Option<&str>) -> String {
     format!("for=\"{client}\"{host}")
 }
 
-/// W3C trace context with fresh ids, not sampled: the application's own headers are not seen here.
-pub fn fresh_traceparent() -> String {
+/// The `traceparent` of a flow that starts here, or of which the caller's says nothing that can be carried on.
+pub fn fresh_trace() -> TraceParent {
     let mut ids = [0; 24];
-    // Ids need not be secret; without randomness there is simply no trace.
+    // Ids need not be secret; without randomness all flows have the same.
     let _ = aws_lc_rs::rand::fill(&mut ids);
-    let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
-    format!("00-{}-{}-00", hex(&ids[..16]), hex(&ids[16..]))
+    TraceParent::fresh(ids)
 }
 
 #[cfg(test)]

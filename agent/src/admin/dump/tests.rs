@@ -220,6 +220,7 @@ fn flow(direction: Direction) -> Facts {
         destination_identity: None,
         endpoint: None,
         peer_certificate: None,
+        trace: None,
     }
 }
 
