@@ -13,7 +13,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use h2::client::SendRequest;
 use h2::{Ping, PingPong};
-use http::{HeaderMap, Method, Request, Version};
+use http::{HeaderMap, HeaderValue, Method, Request, Version};
 use mesh_core::connect::{ConnectHead, ResponseHead};
 use rustls::{AlertDescription, CertificateError};
 use rustls_pki_types::ServerName;
@@ -185,9 +185,13 @@ fn request(head: &ConnectHead) -> Result<Request<()>, Failure> {
     request.body(()).map_err(invalid)
 }
 
-/// The first value of a header, where it is text.
+/// A header, where it is text. One that came in several lines is read as one list (RFC 9110 5.3).
 fn text(headers: &HeaderMap, name: &str) -> Option<String> {
-    Some(headers.get(name)?.to_str().ok()?.to_owned())
+    let lines: Result<Vec<_>, _> = headers.get_all(name).iter().map(HeaderValue::to_str).collect();
+    lines
+        .ok()
+        .filter(|lines| !lines.is_empty())
+        .map(|lines| lines.join(","))
 }
 
 /// Resolves when a ping is not answered in time.

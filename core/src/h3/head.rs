@@ -88,11 +88,11 @@ fn checked(section: &[u8]) -> Result<Vec<Field>, H3Error> {
     Ok(fields)
 }
 
+/// One that came in several lines is read as one list (RFC 9110 5.3).
 fn regular(fields: &[Field], name: &str) -> Option<String> {
-    fields
-        .iter()
-        .find(|field| field.name == name)
-        .map(|field| field.value.clone())
+    let lines = fields.iter().filter(|field| field.name == name);
+    let lines: Vec<_> = lines.map(|field| field.value.as_str()).collect();
+    (!lines.is_empty()).then(|| lines.join(","))
 }
 
 const FORBIDDEN: [&str; 5] = [

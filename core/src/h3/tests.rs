@@ -57,6 +57,21 @@ fn heads_read_back() {
 }
 
 #[test]
+fn a_header_of_several_lines_is_one_list() {
+    let section = qpack::encode([
+        (":method", "CONNECT"),
+        (":authority", "10.0.0.1:80"),
+        ("baggage", "service.name=web"),
+        ("other", "x"),
+        ("baggage", "cloud.region=north"),
+    ]);
+    let Ok(Request::Connect(head)) = head::decode_request(&section) else {
+        panic!("refused");
+    };
+    assert_eq!(head.baggage.as_deref(), Some("service.name=web,cloud.region=north"));
+}
+
+#[test]
 fn malformed_requests() {
     let section = |fields: &[(&str, &str)]| head::decode_request(&qpack::encode(fields.iter().copied()));
     let (method, authority) = ((":method", "CONNECT"), (":authority", "10.0.0.1:80"));
