@@ -91,7 +91,12 @@ impl Acceptor {
         let (credentials, acceptor) = self.current()?;
         let stream = acceptor.accept(stream).await;
         let stream = stream.map_err(|error| tls_failure(address, &error))?;
-        let chain = stream.get_ref().1.peer_certificates();
+        let session = stream.get_ref().1;
+        // rustls refuses a client that offers others, and takes one that offers none (RFC 9113 3.2 demands it).
+        if session.alpn_protocol() != Some(Alpn::H2.name()) {
+            return Err(Failure::Tls(format!("{address} did not offer HTTP/2 by ALPN")));
+        }
+        let chain = session.peer_certificates();
         let link = Link::new(chain, address, Transport::Hbone, Some(credentials.not_after))?;
         let link = link.reached_at(stream.get_ref().0.local_addr().ok().map(|local| local.ip()));
         let connection = server_settings(&self.shared.config.tunnel).handshake(stream).await;
