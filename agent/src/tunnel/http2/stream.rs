@@ -48,6 +48,10 @@ impl Source {
                     self.taken = bytes.len();
                     return Poll::Ready(Ok(Some(bytes)));
                 }
+                // Everything was sent; it is only our rest that is not wanted (RFC 9113 8.1). h2 forgets that it saw the end.
+                Some(Err(error)) if error.is_reset() && error.reason() == Some(Reason::NO_ERROR) => {
+                    return Poll::Ready(Ok(None));
+                }
                 Some(Err(error)) => return Poll::Ready(Err(lost(&error))),
                 None => return Poll::Ready(Ok(None)),
             }
@@ -93,6 +97,12 @@ impl Sink {
         }
     }
 
+    /// Whether the peer reset the stream without an error: it has sent everything, and wants no more of us.
+    fn is_unwanted(&mut self) -> bool {
+        let reset = self.send.poll_reset(&mut Context::from_waker(Waker::noop()));
+        matches!(reset, Poll::Ready(Ok(Reason::NO_ERROR)))
+    }
+
     /// Bytes that the windows and the send buffer take now; waits while there is no room.
     async fn room(&mut self, wanted: usize) -> Result<usize, Failure> {
         self.send.reserve_capacity(wanted);
@@ -123,7 +133,10 @@ impl copy::Sink for Sink {
 
     async fn finish(&mut self) -> Result<(), Failure> {
         self.finished = true;
-        self.send.send_data(Bytes::new(), true).map_err(|error| lost(&error))
+        match self.send.send_data(Bytes::new(), true) {
+            Err(error) if !self.is_unwanted() => Err(lost(&error)),
+            _ => Ok(()),
+        }
     }
 
     fn reset(&mut self) {
