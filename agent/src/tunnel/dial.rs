@@ -118,7 +118,15 @@ impl Tunnels {
         let (end, gateway) = outer;
         let stream = crate::copy::pipe(end);
         let transport = crate::flows::Transport::DoubleHbone;
-        let client = http2::Client::over(self.shared(), &credentials, target, stream, transport).await?;
+        let client = http2::Client::over(
+            self.shared(),
+            &credentials,
+            target,
+            stream,
+            transport,
+            http2::MAX_STREAMS,
+        )
+        .await?;
         let opened = client.open(head).await;
         client.finish();
         let (end, _) = opened?;
@@ -146,6 +154,14 @@ fn is_transport(failure: &Failure) -> bool {
     matches!(
         failure,
         Failure::Unreachable(_) | Failure::TunnelTimeout(_) | Failure::TunnelLost(_) | Failure::Protocol(_)
+    )
+}
+
+/// Whether the peer did not look at the request: its connection ended before, or it had no room (RFC 9113 8.7).
+fn was_not_served(failure: &Failure) -> bool {
+    matches!(
+        failure,
+        Failure::TunnelLost(_) | Failure::PeerReset(http2::REFUSED_STREAM)
     )
 }
 
@@ -224,8 +240,11 @@ impl Attempt {
 
     async fn open_http2(&self, mut client: Rc<http2::Client>, head: &ConnectHead) -> Result<Opened, Failure> {
         let mut opened = client.open(head).await;
-        if matches!(opened, Err(Failure::TunnelLost(_))) && !client.takes_streams() {
-            // A pooled connection turned out to end; nothing was served on it for this flow, so one more is tried.
+        if opened.as_ref().is_err_and(was_not_served) && !client.takes_streams() {
+            // A pooled connection turned out to end, or a new one to take less than was thought: one more is tried.
+            if let Err(Failure::PeerReset(_)) = opened {
+                self.slot.offered.set(Some(client.offered().max(1)));
+            }
             client = self.http2().await?;
             opened = client.open(head).await;
         }
@@ -242,7 +261,10 @@ impl Attempt {
     }
 
     async fn http2(&self) -> Result<Rc<http2::Client>, Failure> {
-        let connect = async || http2::Client::connect(self.tunnels.shared(), &self.credentials, &self.target).await;
+        let connect = async || {
+            let offered = self.slot.offered.get().unwrap_or(http2::MAX_STREAMS);
+            http2::Client::connect(self.tunnels.shared(), &self.credentials, &self.target, offered).await
+        };
         self.slot.http2.get(connect).await
     }
 

@@ -44,16 +44,17 @@ pub(super) struct Client {
 }
 
 impl Client {
-    /// Dials `target` over TCP.
+    /// Dials `target` over TCP. Until it says how many streams it takes, `offered` counts.
     pub(super) async fn connect(
         shared: &Arc<Shared>,
         credentials: &Credentials,
         target: &Target,
+        offered: usize,
     ) -> Result<Rc<Self>, Failure> {
         let stream = socket::connect(target.peer, shared.config.capture.mark, CONNECT).await;
         let stream = stream.map_err(|error| unreachable(target.peer, &error))?;
         socket::keep_alive(&stream);
-        Self::over(shared, credentials, target, stream, Transport::Hbone).await
+        Self::over(shared, credentials, target, stream, Transport::Hbone, offered).await
     }
 
     /// The same over any stream of bytes: the inner tunnel of a way through a gateway.
@@ -63,6 +64,7 @@ impl Client {
         target: &Target,
         stream: T,
         transport: Transport,
+        offered: usize,
     ) -> Result<Rc<Self>, Failure> {
         let tls = tls::client(credentials, target.identities.clone(), shared.revoked.clone(), Alpn::H2);
         let tls = tls.map_err(|error| Failure::Tls(error.to_string()))?;
@@ -76,6 +78,7 @@ impl Client {
         let chain = session.peer_certificates();
         let link = Link::new(chain, target.peer, transport, Some(credentials.not_after))?;
         let (send, connection) = client_settings(&shared.config.tunnel)
+            .initial_max_send_streams(offered)
             .handshake(stream)
             .await
             .map_err(|error| lost(&error))?;
@@ -90,12 +93,14 @@ impl Client {
 
     /// Whether a new stream may be opened: up to ztunnel's number, or the peer's when that is less.
     pub(super) fn takes_streams(&self) -> bool {
-        let most = self
-            .send
-            .borrow()
-            .as_ref()
-            .map_or(0, |send| send.current_max_send_streams().min(MAX_STREAMS));
-        !self.closed.get() && self.link.takes_streams() && self.link.streams() < most
+        !self.closed.get() && self.link.takes_streams() && self.link.streams() < self.offered()
+    }
+
+    /// How many streams it takes, as far as is known.
+    pub(super) fn offered(&self) -> usize {
+        let send = self.send.borrow();
+        send.as_ref()
+            .map_or(0, |send| send.current_max_send_streams().min(MAX_STREAMS))
     }
 
     /// Sends the CONNECT and waits for its 200.
@@ -277,10 +282,13 @@ const ALERT: &str = "received fatal alert: ";
 const REVOKED_ALERT: &str = "received fatal alert: CertificateRevoked";
 /// Not sent (no SNI) and not checked: identities are.
 const SERVER_NAME: &str = "mesh";
+/// As [`Failure::PeerReset`] has it (RFC 9113 7).
+pub(super) const REFUSED_STREAM: u64 = 7;
 /// All as ztunnel has them.
 const CONNECT: Duration = Duration::from_secs(10);
 const MAX_FRAME: u32 = 1 << 20;
-const MAX_STREAMS: usize = 100;
+/// Streams of a connection, also before its peer says how many it takes.
+pub(super) const MAX_STREAMS: usize = 100;
 const ADVERTISED_STREAMS: u32 = 200;
 const PING_EVERY: Duration = Duration::from_secs(10);
 const PING_TIMEOUT: Duration = Duration::from_secs(20);

@@ -1,6 +1,6 @@
 //! Pooled connections: keyed by our identity, the identities demanded, and the peer's address.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
 use mesh_core::identity::Identity;
@@ -19,6 +19,8 @@ pub(super) struct Pool(RefCell<FxHashMap<(Identity, Target), Rc<Slot>>>);
 pub(super) struct Slot {
     pub(super) http3: Held<http3::Connection>,
     pub(super) http2: Held<http2::Client>,
+    /// How many streams one of them took at a time, where that was less than expected.
+    pub(super) offered: Cell<Option<usize>>,
 }
 
 /// At most one connection that takes streams. One that takes no more serves those that it has, until they end.
