@@ -1,10 +1,13 @@
-//! HTTP/3 as a mesh tunnel needs it (RFC 9114, RFC 9204 with the dynamic table off): frames, QPACK, the CONNECT head.
+//! HTTP/3 as a mesh tunnel needs it (RFC 9114, RFC 9204 with the dynamic table off): frames, QPACK, the CONNECT head,
+//! and UDP inside of it (RFC 9298, RFC 9297).
 //!
 //! Pure: bytes in, values out. The IO around it is in the agent's `tunnel`.
 
+pub mod datagram;
 pub mod frame;
 pub mod head;
 pub mod qpack;
+pub mod udp_path;
 
 mod huffman;
 mod statics;
@@ -34,6 +37,8 @@ pub enum H3Error {
     MissingSettings,
     #[error("H3_MESSAGE_ERROR")]
     Message,
+    #[error("H3_DATAGRAM_ERROR")]
+    Datagram,
     #[error("QPACK_DECOMPRESSION_FAILED")]
     QpackDecompression,
 }
@@ -52,6 +57,8 @@ impl H3Error {
             Self::Settings => 0x109,
             Self::MissingSettings => 0x10a,
             Self::Message => 0x10e,
+            // RFC 9297 5.2.
+            Self::Datagram => 0x33,
             Self::QpackDecompression => 0x200,
         }
     }

@@ -7,6 +7,7 @@
 //! |---|---|
 //! | [`packet`] | what a captured IP packet is, and how replies are built |
 //! | [`engine`] | captured packets into flows, and back (smoltcp inside) |
+//! | [`udp`] | UDP flows, and what waits on them |
 //! | [`identity`] | what a SPIFFE ID is |
 //! | [`world`] | what the control plane told us, as one immutable value with its indexes |
 //! | [`policy`] | may this connection be, and which rule says so |
@@ -21,7 +22,7 @@
 //! | [`xds`] | the delta-xDS session: versions, nonces, ACK and NACK |
 //! | [`connect`] | what a CONNECT says, and its answer |
 //! | [`transport`] | QUIC or TCP to a peer |
-//! | [`h3`] | HTTP/3 frames, QPACK and the CONNECT head |
+//! | [`h3`] | HTTP/3 frames, QPACK, the CONNECT head, datagrams and capsules |
 //! | [`health`] | whether this machine is to be sent anything: probes, their thresholds, draining |
 //! | [`token`] | the bootstrap token |
 //! | [`istio`] | what a bundle of istioctl says, and what istiod is told of us |
@@ -49,6 +50,7 @@ pub mod rotation;
 pub mod token;
 pub mod trace;
 pub mod transport;
+pub mod udp;
 pub mod why;
 pub mod world;
 pub mod xds;
