@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use mesh_core::identity::Identity;
+use mesh_core::packet::Protocol;
 use mesh_core::policy::Action;
 use mesh_core::world::Workload;
 
@@ -87,12 +88,18 @@ macro_rules! line {
             direction = $facts.direction.name(),
             $($end)*
             transport = $facts.transport.name(),
+            protocol = udp($facts),
             dst.original = $line.original.map(display),
             flow = $id,
             trace_id = $facts.trace.map(|trace| trace.trace_id()),
             $message
         )
     };
+}
+
+/// Said of UDP alone, so that lines of TCP are ztunnel's.
+fn udp(facts: &Facts) -> Option<&'static str> {
+    (facts.protocol == Protocol::Udp).then(|| facts.protocol.name())
 }
 
 /// Counts a flow that was opened, and writes its line at DEBUG.

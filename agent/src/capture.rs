@@ -155,9 +155,12 @@ impl Replies {
         self.shared.wake_loop();
     }
 
-    /// Tells the application that nothing listens where its datagram went. `payload` is the datagram's.
-    pub fn unreachable(&self, original: FlowKey, payload: &[u8]) {
-        self.shared.engine.borrow_mut().datagram_unreachable(original, payload);
+    /// Tells the application why its datagram did not arrive. `payload` is the datagram's.
+    pub fn unreachable(&self, original: FlowKey, payload: &[u8], why: Refusal) {
+        self.shared
+            .engine
+            .borrow_mut()
+            .datagram_unreachable(original, payload, why);
         self.shared.wake_loop();
     }
 }

@@ -23,6 +23,7 @@ pub struct Config {
     pub tunnel: Tunnel,
     pub inbound: Inbound,
     pub outbound: Outbound,
+    pub udp: Udp,
     pub dns: Dns,
     pub health: Health,
     pub admin: Admin,
@@ -214,6 +215,36 @@ impl Default for Outbound {
         Self {
             connect_timeout_ms: 5_000,
             attempts: 3,
+        }
+    }
+}
+
+/// UDP flows.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Udp {
+    /// UDP to members that take none in a tunnel, such as Istio's own proxies: `allow` sends it in plain, `refuse` does not.
+    pub plain: PlainUdp,
+    /// Milliseconds without a datagram until a flow is over.
+    pub idle_timeout_ms: u64,
+    /// Flows that our applications may have open; the one that was idle for longest gives way to a new one.
+    pub max_flows: usize,
+}
+
+/// What happens to UDP that cannot be encrypted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PlainUdp {
+    Allow,
+    Refuse,
+}
+
+impl Default for Udp {
+    fn default() -> Self {
+        Self {
+            plain: PlainUdp::Allow,
+            idle_timeout_ms: 60_000,
+            max_flows: 2048,
         }
     }
 }

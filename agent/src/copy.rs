@@ -3,6 +3,7 @@
 
 mod duplex;
 pub mod tcp;
+pub mod udp;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -93,6 +94,24 @@ pub async fn both_ways<AR: Source, AW: Sink, BR: Source, BW: Sink>(
         b.source.stop();
     }
     result.map(|_| ())
+}
+
+/// The same for datagrams, where an end is no half-close: until one direction finished, or failed.
+pub async fn until_one_ends<AR: Source, AW: Sink, BR: Source, BW: Sink>(
+    mut a: End<AR, AW>,
+    mut b: End<BR, BW>,
+    forth: &Count,
+    back: &Count,
+) -> Result<(), Failure> {
+    // Each way finishes its own sink. Those of a flow that failed are reset as they are dropped.
+    let ended_forth = tokio::select! {
+        result = one_way(&mut a.source, &mut b.sink, forth) => result.map(|()| true)?,
+        result = one_way(&mut b.source, &mut a.sink, back) => result.map(|()| false)?,
+    };
+    match ended_forth {
+        true => a.sink.finish().await,
+        false => b.sink.finish().await,
+    }
 }
 
 async fn one_way(source: &mut impl Source, sink: &mut impl Sink, count: &Count) -> Result<(), Failure> {

@@ -65,6 +65,9 @@ pub enum Failure {
     /// The CONNECT target is not ours.
     #[error("{}{}", target_family(.0), .0)]
     Target(#[from] TargetRefusal),
+    /// UDP to a peer that takes none in a tunnel, which the settings forbid.
+    #[error("{0} takes no UDP in a tunnel, and udp.plain = \"refuse\" keeps it from going there in plain")]
+    Unencrypted(String),
     /// The application on this machine reset the flow.
     #[error("reset by the application")]
     ApplicationReset,
@@ -163,7 +166,7 @@ impl Failure {
     /// What the application that opened the flow sees before its SYN was answered.
     pub fn refusal(&self) -> Refusal {
         match self {
-            Self::Denied(_) | Self::Status { status: 401, .. } => Refusal::Denied,
+            Self::Denied(_) | Self::Unencrypted(_) | Self::Status { status: 401, .. } => Refusal::Denied,
             Self::Refused(_) => Refusal::Refused,
             Self::Status {
                 status: 503,
@@ -216,6 +219,7 @@ impl Failure {
                 | Self::Protocol(_)
                 | Self::Revoked
                 | Self::TunnelLost(_)
+                | Self::Unencrypted(_)
                 | Self::PeerReset(_)
                 | Self::Status { status: 503, .. }
         )

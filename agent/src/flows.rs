@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use mesh_core::identity::Identity;
+use mesh_core::packet::Protocol;
 use mesh_core::trace::TraceParent;
 use mesh_core::world::{ServiceKey, Workload};
 use serde::Serialize;
@@ -76,6 +77,8 @@ impl Transport {
 /// The facts of one flow.
 #[derive(Clone, Debug)]
 pub struct Facts {
+    /// What the applications speak.
+    pub protocol: Protocol,
     pub direction: Direction,
     pub transport: Transport,
     /// The client.
@@ -195,6 +198,12 @@ impl Flows {
     /// How many flows live.
     pub fn len(&self) -> usize {
         self.lock().len()
+    }
+
+    /// Whether a flow lives that has an end of its own to be waited for. UDP flows have none: they are over when nothing came
+    /// for a while.
+    pub fn any_may_finish(&self) -> bool {
+        self.lock().iter().any(|(_, live)| live.facts.protocol == Protocol::Tcp)
     }
 
     /// Whether no flow lives.

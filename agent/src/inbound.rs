@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use mesh_core::baggage::Baggage;
 use mesh_core::connect::ResponseHead;
 use mesh_core::inbound::{Asked, Delivery, deliver, is_remote};
+use mesh_core::packet::Protocol;
 use mesh_core::policy::{Connection, Decision, Denial, Verdict, authorize};
 use mesh_core::trace::TraceParent;
 use mesh_core::world::{Workload, World};
@@ -23,6 +24,7 @@ use crate::tunnel::header::{baggage, fresh_trace};
 use crate::tunnel::listen::Request;
 
 mod local;
+mod udp;
 pub mod ways;
 
 use local::{LocalSink, LocalSource, Wanted};
@@ -46,6 +48,9 @@ pub async fn serve(shared: Arc<Shared>, opener: Option<Opener>, request: Request
     if let Err(failure) = judge(&shared, &facts) {
         drop(registered);
         return refuse(&shared, request, facts, started, failure).await;
+    }
+    if request.is_udp() {
+        return udp::serve(&shared, request, &delivery, registered, facts).await;
     }
     let wanted = Wanted {
         world: &world,
@@ -150,6 +155,7 @@ fn facts(shared: &Shared, world: &World, request: &Request, own: Option<Arc<Work
     let recorded = shared.own_addresses(world).first().copied();
     let local = peer.reached.or(recorded).unwrap_or(shared.membership.address);
     Facts {
+        protocol: if request.is_udp() { Protocol::Udp } else { Protocol::Tcp },
         direction: Direction::Inbound,
         transport: peer.transport,
         source: peer.address,

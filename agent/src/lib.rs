@@ -40,4 +40,5 @@ pub mod trace;
 pub mod transports;
 pub mod tun;
 pub mod tunnel;
+pub mod udp;
 pub mod xds;

@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use anyhow::Context as _;
+use mesh_core::packet::Protocol;
 use mesh_core::world::Workload;
 use metrics::{Label, counter, describe_counter, describe_gauge, gauge};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
@@ -41,11 +42,21 @@ fn describe() {
     dns::describe();
     xds::describe();
     process::describe();
-    describe_counter!(OPENED, "TCP connections opened");
-    describe_counter!(CLOSED, "TCP connections closed");
-    describe_counter!(FAILED, "TCP connections that failed");
-    describe_counter!(SENT, "Bytes sent in response (from the server to the client)");
-    describe_counter!(RECEIVED, "Bytes received in request (from the client to the server)");
+    for (names, what) in [(&TCP, "TCP connections"), (&UDP, "UDP flows")] {
+        describe_counter!(names.opened, format!("{what} opened"));
+        describe_counter!(names.closed, format!("{what} closed"));
+        describe_counter!(names.failed, format!("{what} that failed"));
+        describe_counter!(names.sent, "Bytes sent in response (from the server to the client)");
+        describe_counter!(
+            names.received,
+            "Bytes received in request (from the client to the server)"
+        );
+    }
+    describe_counter!(DROPPED, "UDP datagrams that were dropped because too many waited");
+    describe_counter!(
+        UNENCRYPTED,
+        "UDP flows to members that went in plain, because those take none in a tunnel"
+    );
     describe_counter!(DENIALS, "Connections that a policy denied or cut, by policy");
     describe_counter!(
         DRY_RUN,
@@ -69,20 +80,32 @@ fn describe() {
 
 /// A flow was opened.
 pub fn opened(facts: &Facts) {
-    counter!(OPENED, labels(facts, None)).increment(1);
+    counter!(names(facts).opened, labels(facts, None)).increment(1);
 }
 
 /// A flow is over.
 pub fn closed(facts: &Facts, forth: &Count, back: &Count, failure: Option<&Failure>) {
-    let labels = labels(facts, failure);
-    counter!(CLOSED, labels.clone()).increment(1);
-    bytes(&labels, forth.fresh(), back.fresh());
+    let (names, labels) = (names(facts), labels(facts, failure));
+    counter!(names.closed, labels.clone()).increment(1);
+    bytes(names, &labels, forth.fresh(), back.fresh());
     if failure.is_some_and(|failure| failure.response_flags() != "-") {
-        counter!(FAILED, labels).increment(1);
+        counter!(names.failed, labels).increment(1);
     }
     if let Some(policy) = failure.and_then(Failure::policy) {
         let direction = facts.direction.name();
         counter!(DENIALS, "direction" => direction, "policy" => bounded(policy)).increment(1);
+    }
+}
+
+/// A UDP flow to a member goes in plain, because that one takes none in a tunnel.
+pub fn udp_unencrypted() {
+    counter!(UNENCRYPTED).increment(1);
+}
+
+/// So many datagrams were dropped because too many waited for their flow, or for the application's side of one.
+pub fn udp_dropped(datagrams: u64) {
+    if datagrams > 0 {
+        counter!(DROPPED).increment(datagrams);
     }
 }
 
@@ -115,10 +138,26 @@ pub fn dry_run(policy: &str) {
     counter!(DRY_RUN, "policy" => policy.to_owned()).increment(1);
 }
 
-fn bytes(labels: &[Label], forth: u64, back: u64) {
+fn bytes(names: &Names, labels: &[Label], forth: u64, back: u64) {
     // Istio's names are the server's view.
-    counter!(RECEIVED, labels.to_vec()).increment(forth);
-    counter!(SENT, labels.to_vec()).increment(back);
+    counter!(names.received, labels.to_vec()).increment(forth);
+    counter!(names.sent, labels.to_vec()).increment(back);
+}
+
+/// What is counted of flows.
+struct Names {
+    opened: &'static str,
+    closed: &'static str,
+    failed: &'static str,
+    sent: &'static str,
+    received: &'static str,
+}
+
+fn names(facts: &Facts) -> &'static Names {
+    match facts.protocol {
+        Protocol::Tcp => &TCP,
+        Protocol::Udp => &UDP,
+    }
 }
 
 /// Istio's traffic labels. What is not known is `unknown`.
@@ -175,7 +214,7 @@ fn labels(facts: &Facts, failure: Option<&Failure>) -> Vec<Label> {
         "destination_service_name",
         facts.service_name.as_ref().map(ToString::to_string),
     );
-    labels.push(Label::from_static_parts("request_protocol", "tcp"));
+    labels.push(Label::from_static_parts("request_protocol", facts.protocol.name()));
     labels.push(Label::from_static_parts(
         "response_flags",
         failure.map_or("-", Failure::response_flags),
@@ -201,7 +240,7 @@ pub fn sample(health: &Health) {
     health.flows.for_each(|live| {
         let (forth, back) = (live.forth.fresh(), live.back.fresh());
         if forth > 0 || back > 0 {
-            bytes(&labels(&live.facts, None), forth, back);
+            bytes(names(&live.facts), &labels(&live.facts, None), forth, back);
         }
     });
     let snapshot = health.stats.snapshot();
@@ -249,11 +288,24 @@ const MAX_POLICIES: usize = 1024;
 const MAX_NAME: usize = 512;
 /// How often health is sampled.
 pub const SAMPLE: Duration = Duration::from_secs(5);
-const OPENED: &str = "istio_tcp_connections_opened_total";
-const CLOSED: &str = "istio_tcp_connections_closed_total";
-const FAILED: &str = "istio_tcp_connections_failed_total";
-const SENT: &str = "istio_tcp_sent_bytes_total";
-const RECEIVED: &str = "istio_tcp_received_bytes_total";
+/// Istio's names.
+const TCP: Names = Names {
+    opened: "istio_tcp_connections_opened_total",
+    closed: "istio_tcp_connections_closed_total",
+    failed: "istio_tcp_connections_failed_total",
+    sent: "istio_tcp_sent_bytes_total",
+    received: "istio_tcp_received_bytes_total",
+};
+/// Istio has none for UDP.
+const UDP: Names = Names {
+    opened: "mesh_agent_udp_flows_opened_total",
+    closed: "mesh_agent_udp_flows_closed_total",
+    failed: "mesh_agent_udp_flows_failed_total",
+    sent: "mesh_agent_udp_sent_bytes_total",
+    received: "mesh_agent_udp_received_bytes_total",
+};
+const DROPPED: &str = "mesh_agent_udp_dropped_datagrams_total";
+const UNENCRYPTED: &str = "mesh_agent_udp_unencrypted_flows_total";
 const SOCKETS: &str = "istio_tcp_sockets_open";
 const CRL: &str = "istio_crl_policy_rejections_total";
 const DENIALS: &str = "mesh_agent_denials_total";

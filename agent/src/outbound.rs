@@ -1,12 +1,15 @@
-//! One captured TCP connection from its SYN to its end: find the way, dial, answer the application, carry.
+//! One captured TCP connection from its SYN to its end: find the way, dial, answer the application, carry. UDP flows go the same
+//! way (`udp`).
 
 mod attempts;
+mod udp;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use mesh_core::outbound::{Candidate, Own, Quic, Route, Way, route};
+use mesh_core::outbound::{Candidate, Own, Quic, Route, Way, route, route_udp};
+use mesh_core::packet::{FlowKey, Protocol};
 use mesh_core::policy::{Connection, Decision, authorize};
 use mesh_core::world::{Service, World};
 
@@ -19,33 +22,32 @@ use crate::shared::Shared;
 use crate::tunnel::Tunnels;
 use crate::tunnel::header::fresh_trace;
 use attempts::{Attempts, Opened};
+pub use udp::serve as serve_udp;
 
 /// Serves one flow to its end. Never fails: what goes wrong is told to the application, the log and the metrics.
 pub async fn serve(shared: Arc<Shared>, tunnels: Tunnels, flow: Flow, seed: u64) {
     let started = Instant::now();
     let world = shared.world();
-    let client = flow.key().source;
-    let destination = flow.key().destination;
-    let decided = decide(&shared, &world, destination, seed);
-    let (service, candidates) = match decided {
+    let key = flow.key();
+    let (service, candidates) = match decide(&shared, &world, key, seed) {
         Ok(found) => found,
         Err(failure) => {
-            let facts = facts(&shared, &world, client, destination, None, None);
+            let facts = facts(&shared, &world, key, None, None);
             return refuse(&shared, flow, facts, started, &failure);
         }
     };
 
-    let mut attempts = Attempts {
+    let attempts = Attempts {
         shared: &shared,
         tunnels: &tunnels,
         world: &world,
         service,
-        client,
-        destination,
+        key,
         trace: fresh_trace(),
     };
+    let open = async |candidate: &Candidate, facts: &mut Facts| attempts.open(candidate, facts).await;
     let outcome = tokio::select! {
-        outcome = attempts.run(&candidates) => Some(outcome),
+        outcome = attempts.run(&candidates, open) => Some(outcome),
         () = flow.abandoned() => None,
     };
     match outcome {
@@ -60,7 +62,7 @@ pub async fn serve(shared: Arc<Shared>, tunnels: Tunnels, flow: Flow, seed: u64)
 
 type Found = (Option<Arc<Service>>, Vec<Candidate>);
 
-fn decide(shared: &Shared, world: &World, destination: SocketAddr, seed: u64) -> Result<Found, Failure> {
+fn decide(shared: &Shared, world: &World, key: FlowKey, seed: u64) -> Result<Found, Failure> {
     let workload = shared.own_workload(world);
     let own = Own {
         network: &shared.membership.network,
@@ -69,7 +71,11 @@ fn decide(shared: &Shared, world: &World, destination: SocketAddr, seed: u64) ->
         settled: shared.is_settled(),
         ports: &shared.own_ports(),
     };
-    match route(world, &own, destination, seed, shared.config.outbound.attempts) {
+    let route = match key.protocol {
+        Protocol::Tcp => route,
+        Protocol::Udp => route_udp,
+    };
+    match route(world, &own, key.destination, seed, shared.config.outbound.attempts) {
         Route::Endpoints { service, candidates } => Ok((service, candidates)),
         Route::Fail(failure) => Err(failure.into()),
     }
@@ -79,8 +85,7 @@ fn decide(shared: &Shared, world: &World, destination: SocketAddr, seed: u64) ->
 fn facts(
     shared: &Shared,
     world: &World,
-    source: SocketAddr,
-    destination: SocketAddr,
+    key: FlowKey,
     service: Option<&Service>,
     candidate: Option<&Candidate>,
 ) -> Facts {
@@ -88,10 +93,12 @@ fn facts(
         Way::Tunnel { hop, .. } | Way::Double { gateway: hop, .. } => hop.address.address(),
         Way::Plain => None,
     });
+    let destination = key.destination;
     Facts {
+        protocol: key.protocol,
         direction: Direction::Outbound,
         transport: candidate.map_or(Transport::Plain, expected_transport),
-        source,
+        source: key.source,
         destination: candidate
             .and_then(|candidate| candidate.target.address())
             .unwrap_or(destination),

@@ -20,6 +20,17 @@ pub fn udp(bind: SocketAddr, mark: u32) -> io::Result<std::net::UdpSocket> {
     Ok(socket.into())
 }
 
+/// A marked UDP socket for one flow: it hears `peer` alone, and that nobody listens there.
+pub fn udp_to(peer: SocketAddr, mark: u32) -> io::Result<tokio::net::UdpSocket> {
+    let socket = Socket::new(Domain::for_address(peer), Type::DGRAM, Some(Protocol::UDP))?;
+    set_mark(&socket, mark)?;
+    // Best effort: with less a burst is cut sooner.
+    let _ = socket.set_recv_buffer_size(FLOW_BUFFER);
+    socket.set_nonblocking(true)?;
+    socket.connect(&peer.into())?;
+    tokio::net::UdpSocket::from_std(socket.into())
+}
+
 /// A marked TCP connection, with no delay, within `timeout`.
 pub async fn connect(peer: SocketAddr, mark: u32, timeout: Duration) -> io::Result<tokio::net::TcpStream> {
     let socket = match peer {
@@ -81,6 +92,8 @@ fn set_mark(socket: &Socket, mark: u32) -> io::Result<()> {
 }
 
 const BUFFER: usize = 4 << 20;
+/// Holds several of the largest datagrams.
+const FLOW_BUFFER: usize = 1 << 20;
 const KEEP_ALIVE: Duration = Duration::from_secs(180);
 
 #[cfg(test)]

@@ -50,6 +50,11 @@ impl Transports {
         self.memory().may_try_quic(peer, planned)
     }
 
+    /// See [`Memory::has_quic`].
+    pub fn has_quic(&self, peer: SocketAddr) -> bool {
+        self.memory().has_quic(peer)
+    }
+
     /// See [`Memory::worked`].
     pub fn worked(&self, peer: SocketAddr) {
         self.memory().worked(peer, self.now());

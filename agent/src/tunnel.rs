@@ -22,6 +22,7 @@ use mesh_core::outbound::Quic;
 use crate::flows::Transport;
 use crate::tls::PeerCertificate;
 pub use dial::{Opened, Tunnels};
+pub use http3::{DatagramSink, DatagramSource, Datagrams};
 pub use mesh_core::connect::{ConnectHead, ResponseHead};
 pub use stream::{Abort, AbortCode, StreamSink, StreamSource};
 

@@ -1,4 +1,5 @@
-//! A CONNECT as HBONE has it, whether it travels over HTTP/2 or HTTP/3: what the request says, and what the answer.
+//! A CONNECT as HBONE has it, whether it travels over HTTP/2 or HTTP/3: what the request says, and what the answer; and the
+//! CONNECT-UDP of HTTP/3 with the same headers.
 
 /// What a CONNECT request says.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -10,13 +11,16 @@ pub struct ConnectHead {
     pub traceparent: Option<String>,
     /// The caller's own network; only in the inner CONNECT of a way through a gateway.
     pub forwarded_network: Option<String>,
+    /// Of a CONNECT-UDP (RFC 9298): whom it asks, as its `:authority` names it. `authority` is then where the application takes
+    /// datagrams, and stands in the path.
+    pub udp_by: Option<String>,
 }
 
 /// A request that was well-formed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Request {
     Connect(ConnectHead),
-    /// Any other method, or an extended CONNECT: answered with 400.
+    /// Any other method, or an extended CONNECT for another protocol: answered with 400.
     Other,
 }
 
@@ -31,6 +35,8 @@ pub struct ResponseHead {
     pub baggage: Option<String>,
     /// Where the same is served over HTTP/3 (RFC 7838).
     pub alt_svc: Option<String>,
+    /// `?1` on the answer to a CONNECT-UDP: what follows are capsules (RFC 9297 3.4).
+    pub capsule_protocol: Option<String>,
 }
 
 impl ConnectHead {
@@ -52,6 +58,7 @@ impl ConnectHead {
             forwarded: header(FORWARDED),
             traceparent: header(TRACEPARENT),
             forwarded_network: header(FORWARDED_NETWORK),
+            udp_by: None,
         }
     }
 }
@@ -64,6 +71,7 @@ impl ResponseHead {
             (REASON, &self.reason),
             (BAGGAGE, &self.baggage),
             (ALT_SVC, &self.alt_svc),
+            (CAPSULE_PROTOCOL, &self.capsule_protocol),
         ])
     }
 
@@ -75,6 +83,7 @@ impl ResponseHead {
             reason: header(REASON),
             baggage: header(BAGGAGE),
             alt_svc: header(ALT_SVC),
+            capsule_protocol: header(CAPSULE_PROTOCOL),
         }
     }
 
@@ -102,6 +111,8 @@ fn present<'a, const N: usize>(fields: [(&'a str, &'a Option<String>); N]) -> im
 pub const POLICY: &str = "x-mesh-policy";
 /// Names why an application was not reached.
 pub const REASON: &str = "x-mesh-reason";
+/// RFC 9297 3.4: the DATA of both directions are capsules.
+pub(crate) const CAPSULE_PROTOCOL: &str = "capsule-protocol";
 const BAGGAGE: &str = "baggage";
 const FORWARDED: &str = "forwarded";
 const TRACEPARENT: &str = "traceparent";

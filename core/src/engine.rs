@@ -307,8 +307,9 @@ impl Engine {
         self.reply_with(packet, partial.then_some((header, 6)));
     }
 
-    /// Tells the application that its datagram reached a closed port. `original` is the captured key.
-    pub fn datagram_unreachable(&mut self, original: FlowKey, payload: &[u8]) {
+    /// Tells the application why its datagram did not arrive: refused is a closed port (ICMP type 3 code 3; IPv6: type 1 code 4).
+    /// `original` is the captured key.
+    pub fn datagram_unreachable(&mut self, original: FlowKey, payload: &[u8], why: Refusal) {
         if !self.budget.take(self.now) {
             self.counters.dropped_replies += 1;
             return;
@@ -316,7 +317,12 @@ impl Engine {
         // More of the payload would not be quoted.
         let quoted = &payload[..payload.len().min(usize::from(MIN_MTU))];
         let packet = build::datagram(original.source, original.destination, quoted, Checksum::Full);
-        self.reply(packet.and_then(|packet| build::unreachable(&packet, Unreachable::Port)));
+        let why = match why {
+            Refusal::Refused => Unreachable::Port,
+            Refusal::Denied => Unreachable::Prohibited,
+            Refusal::Unreachable => Unreachable::Host,
+        };
+        self.reply(packet.and_then(|packet| build::unreachable(&packet, why)));
     }
 
     /// Live TCP flows.

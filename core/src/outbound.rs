@@ -38,6 +38,11 @@ pub fn route(world: &World, own: &Own<'_>, destination: SocketAddr, seed: u64, a
     Router::new(world, own, destination, seed, attempts, false).route()
 }
 
+/// Decides for UDP. As in Istio no waypoint takes it, so none stands in its way.
+pub fn route_udp(world: &World, own: &Own<'_>, destination: SocketAddr, seed: u64, attempts: usize) -> Route {
+    route_stranger(world, own, destination, seed, attempts)
+}
+
 /// Decides for a source that is no member: no waypoint takes it, so none stands in its way.
 pub(crate) fn route_stranger(
     world: &World,

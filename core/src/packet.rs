@@ -21,6 +21,16 @@ pub enum Protocol {
     Udp,
 }
 
+impl Protocol {
+    /// As logs and metrics name it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Tcp => "tcp",
+            Self::Udp => "udp",
+        }
+    }
+}
+
 /// What a packet belongs to, as seen from the TUN side: `source` is the local application.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct FlowKey {

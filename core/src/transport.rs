@@ -99,6 +99,8 @@ struct Known {
     failures: u32,
     /// When QUIC is to be tried again, unless it works.
     probe_at: Duration,
+    /// It worked once, or the peer itself said so over TCP.
+    proved: bool,
 }
 
 impl Memory {
@@ -142,6 +144,11 @@ impl Memory {
     pub fn may_try_quic(&self, peer: SocketAddr, planned: Duration) -> bool {
         let failed_since = |known: &Known| known.why.is_failure() && known.since > planned;
         self.preference == Preference::Quic || !self.peers.get(&peer).is_some_and(failed_since)
+    }
+
+    /// Whether the peer has shown that it speaks QUIC, however that goes now.
+    pub fn has_quic(&self, peer: SocketAddr) -> bool {
+        self.peers.get(&peer).is_some_and(|known| known.proved)
     }
 
     /// QUIC to `peer` answered. Earlier failures are not forgotten for that: a handshake passes where a load does not.
@@ -190,12 +197,14 @@ impl Memory {
             Some(known) if known.why == why && !why.is_failure() => known.since,
             _ => now,
         };
+        let proved = matches!(why, Why::Works | Why::Offered) || self.has_quic(peer);
         let known = Known {
             why,
             since,
             last_used: now,
             failures,
             probe_at: now + pause(failures),
+            proved,
         };
         self.peers.insert(peer, known);
     }
@@ -322,6 +331,19 @@ mod tests {
         memory.failed(peer(2), Why::Lossy, now);
         memory.offered(peer(2), now);
         assert_eq!(memory.plan(peer(2), Quic::No, now), Plan::Tcp { probe: false });
+    }
+
+    #[test]
+    fn who_has_quic_is_remembered_when_it_fails() {
+        let (mut memory, now) = (Memory::new(Preference::Auto), NOW);
+        memory.failed(peer(1), Why::NoAnswer, now);
+        assert!(!memory.has_quic(peer(1)), "a guess that failed");
+        memory.worked(peer(1), now);
+        memory.failed(peer(1), Why::Stopped, now);
+        assert!(memory.has_quic(peer(1)));
+        memory.offered(peer(2), now);
+        memory.failed(peer(2), Why::NoAnswer, now);
+        assert!(memory.has_quic(peer(2)) && !memory.has_quic(peer(3)));
     }
 
     #[test]

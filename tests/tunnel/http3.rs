@@ -58,6 +58,51 @@ fn a_strict_foreign_server_finds_nothing_wrong_with_ours() {
     });
 }
 
+#[test]
+fn a_foreign_client_gets_udp_through() {
+    let python = python();
+    run(async || {
+        let ca = Ca::new();
+        let orders = Member::new("orders", &ca.member("orders"));
+        let application = tokio::net::UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        let (closed, port) = (closed_port().await, application.local_addr().unwrap().port());
+        tokio::task::spawn_local(async move {
+            let mut buffer = vec![0; 65_535];
+            while let Ok((length, from)) = application.recv_from(&mut buffer).await {
+                let _ = application.send_to(&buffer[..length], from).await;
+            }
+        });
+        let peer = orders.serve();
+        let files = Files::of(&ca, "web");
+        let mut client = tokio::process::Command::new(&python);
+        client
+            .arg(script("udp_client.py"))
+            .args([peer.port(), port, closed].map(|port| port.to_string()))
+            .args(files.arguments());
+        let output = client.kill_on_drop(true).output().await.unwrap();
+        let said = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+        for expected in [
+            "status 200 b'?1'",
+            "a datagram came back",
+            "a capsule came back",
+            "refused 10.9.9.9 503",
+            "refused 169.254.169.254 400",
+            "refused 127.0.0.1 400",
+            "refused x%2F 400",
+            // CONNECT_ERROR: nobody listens there.
+            "reset 0x10f",
+        ] {
+            assert!(said.contains(expected), "{expected}: {said}");
+        }
+    });
+}
+
+/// A UDP port that was free a moment ago.
+async fn closed_port() -> u16 {
+    let socket = tokio::net::UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    socket.local_addr().unwrap().port()
+}
+
 /// Key, certificate and CA of a member, as files.
 struct Files(tempfile::TempDir);
 

@@ -54,6 +54,7 @@ fn workload(name: &str) -> Arc<Workload> {
 
 fn facts(direction: Direction) -> Facts {
     Facts {
+        protocol: mesh_core::packet::Protocol::Tcp,
         direction,
         transport: Transport::Hbone3,
         source: "10.0.0.1:40000".parse().unwrap(),

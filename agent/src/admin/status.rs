@@ -5,6 +5,7 @@ use std::time::SystemTime;
 
 use mesh_core::health::Verdict;
 use mesh_core::own_record::Finding;
+use mesh_core::packet::Protocol;
 use mesh_core::policy::missing_policies;
 use mesh_core::world::World;
 use serde_json::{Value, json};
@@ -12,7 +13,7 @@ use tokio::sync::watch;
 
 use crate::certs::unix;
 use crate::channel::hex;
-use crate::flows::Direction;
+use crate::flows::{Direction, Transport};
 use crate::shared::Shared;
 use crate::xds::{self, register};
 
@@ -111,18 +112,21 @@ impl Member {
             "dns": { "resolver": [self.shared.config.dns.resolver4.to_string(), self.shared.config.dns.resolver6.to_string()], "domain": membership.dns_domain },
             "transport": { "preference": self.shared.config.tunnel.transport, "peers": self.shared.transports.shown() },
             "inbound": self.callers(),
-            "flows": { "live": self.shared.flows.len(), "inbound": self.inbound() },
+            "flows": self.flows(),
             "health": self.health(&world),
         })
     }
 
-    /// Flows that others opened to us.
-    fn inbound(&self) -> usize {
-        let mut count = 0;
+    /// How many flows live: all, those that others opened to us, those of UDP, and of those the ones that are in plain.
+    fn flows(&self) -> Value {
+        let (mut inbound, mut udp, mut plain) = (0_usize, 0_usize, 0_usize);
         self.shared.flows.for_each(|live| {
-            count += usize::from(live.facts.direction == Direction::Inbound);
+            let is_udp = live.facts.protocol == Protocol::Udp;
+            inbound += usize::from(live.facts.direction == Direction::Inbound);
+            udp += usize::from(is_udp);
+            plain += usize::from(is_udp && live.facts.transport == Transport::Plain);
         });
-        count
+        json!({ "live": self.shared.flows.len(), "inbound": inbound, "udp": udp, "udp_plain": plain })
     }
 
     /// Whether applications see their callers' addresses, and where not, why.
@@ -246,6 +250,7 @@ pub fn flows(view: &View) -> Value {
         let facts = &live.facts;
         flows.push(json!({
             "id": live.id,
+            "protocol": facts.protocol.name(),
             "direction": facts.direction,
             "transport": facts.transport,
             "source": facts.source,

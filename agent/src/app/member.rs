@@ -192,7 +192,7 @@ impl Member {
     pub(super) async fn stop(mut self, drain: Duration) -> anyhow::Result<()> {
         self.shard.drain();
         let end = Instant::now() + drain;
-        while !self.shared.flows.is_empty() && Instant::now() < end {
+        while self.shared.flows.any_may_finish() && Instant::now() < end {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
         self.tasks.shutdown().await;

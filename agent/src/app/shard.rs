@@ -9,7 +9,7 @@ use anyhow::Context as _;
 use tokio::sync::{oneshot, watch};
 use tokio::task::LocalSet;
 
-use crate::capture::{Capture, Captured, Stats};
+use crate::capture::{Capture, Captured, Replies, Stats};
 use crate::certs::random;
 use crate::dns::Resolver;
 use crate::inbound::ways;
@@ -17,6 +17,7 @@ use crate::pulse::Pulse;
 use crate::shared::Shared;
 use crate::tun::Tun;
 use crate::tunnel::{Tunnels, listen};
+use crate::udp::Udp;
 use crate::{inbound, outbound};
 
 /// A running shard. Dropping it stops it at once.
@@ -120,7 +121,8 @@ async fn serve(
 
     let on = {
         let (shared, tunnels) = (shared.clone(), tunnels.clone());
-        move |captured| dispatch(&shared, &tunnels, &resolver, &replies, captured)
+        let udp = Udp::new(&shared.config.udp, replies.clone());
+        move |captured| dispatch(&shared, &tunnels, &resolver, &replies, &udp, captured)
     };
     let captured = capture.run(on);
     tokio::pin!(captured);
@@ -146,7 +148,8 @@ fn dispatch(
     shared: &Arc<Shared>,
     tunnels: &Tunnels,
     resolver: &Resolver,
-    replies: &crate::capture::Replies,
+    replies: &Replies,
+    udp: &Udp,
     captured: Captured,
 ) {
     match captured {
@@ -159,8 +162,11 @@ fn dispatch(
         Captured::Datagram { key, payload } if resolver.serves(key.destination) => {
             tokio::task::spawn_local(resolver.clone().datagram(key, payload, replies.clone()));
         }
-        // Nothing else that is UDP is routed here.
-        Captured::Datagram { .. } => {}
+        Captured::Datagram { key, payload } => {
+            if let Some(flow) = udp.captured(key, payload) {
+                tokio::task::spawn_local(outbound::serve_udp(shared.clone(), tunnels.clone(), flow, random()));
+            }
+        }
     }
 }
 

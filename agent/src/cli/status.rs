@@ -109,7 +109,15 @@ fn screen(status: &Value, colours: bool) -> String {
             text(&status["dns"]["domain"])
         ),
     );
-    line("flows", format!("{} live", status["flows"]["live"]));
+    let flows = &status["flows"];
+    let plain = match flows["udp_plain"].as_u64() {
+        None | Some(0) => String::new(),
+        Some(count) => paint(&format!(", {count} of UDP not encrypted"), "33"),
+    };
+    line(
+        "flows",
+        format!("{} live, {} of UDP{plain}", flows["live"], flows["udp"]),
+    );
     line("callers", callers(&status["inbound"]));
     line("transport", transports(&status["transport"]));
     line("health", health(&status["health"]));

@@ -100,7 +100,7 @@ fn shown(shared: &Shared, wanted: Wanted<'_>, to: SocketAddr) -> Option<IpAddr> 
         .ok()
 }
 
-fn listener(shared: &Shared, target: SocketAddr) -> SocketAddr {
+pub(super) fn listener(shared: &Shared, target: SocketAddr) -> SocketAddr {
     if !shared.config.inbound.loopback_ports.contains(&target.port()) {
         return target;
     }

@@ -44,6 +44,7 @@ fn world(holders: &[proto::Workload], also: &[&str]) -> World {
 fn a_peer_stays_while_the_world_names_its_identity_for_its_address() {
     let then = world(&[holder("a", "orders")], &[]);
     let facts = Facts {
+        protocol: mesh_core::packet::Protocol::Tcp,
         direction: Direction::Outbound,
         transport: Transport::Hbone3,
         source: "10.0.0.1:40000".parse().unwrap(),

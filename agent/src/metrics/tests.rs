@@ -32,6 +32,7 @@ fn identity(name: &str) -> Identity {
 
 fn facts(direction: Direction) -> Facts {
     Facts {
+        protocol: mesh_core::packet::Protocol::Tcp,
         direction,
         transport: Transport::Hbone3,
         source: "10.0.0.1:40000".parse().unwrap(),

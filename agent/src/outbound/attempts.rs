@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use mesh_core::identity::Identity;
 use mesh_core::outbound::{self, Authority, Candidate, Hop, Way};
+use mesh_core::packet::FlowKey;
 use mesh_core::trace::TraceParent;
 use mesh_core::world::{Service, World};
 
@@ -31,14 +32,17 @@ pub(super) struct Attempts<'a> {
     pub(super) tunnels: &'a Tunnels,
     pub(super) world: &'a World,
     pub(super) service: Option<Arc<Service>>,
-    pub(super) client: SocketAddr,
-    pub(super) destination: SocketAddr,
+    pub(super) key: FlowKey,
     /// Of all CONNECTs of this flow.
     pub(super) trace: TraceParent,
 }
 
 impl Attempts<'_> {
-    pub(super) async fn run(&mut self, candidates: &[Candidate]) -> Result<(Opened, Facts), (Failure, Box<Facts>)> {
+    pub(super) async fn run<T>(
+        &self,
+        candidates: &[Candidate],
+        open: impl AsyncFn(&Candidate, &mut Facts) -> Result<T, Failure>,
+    ) -> Result<(T, Facts), (Failure, Box<Facts>)> {
         let mut last = None;
         for candidate in candidates {
             let (candidate, found) = match self.resolve(candidate).await {
@@ -47,7 +51,7 @@ impl Attempts<'_> {
             };
             let mut facts = self.facts(Some(&candidate));
             let opened = match found {
-                Ok(()) => self.open(&candidate, &mut facts).await,
+                Ok(()) => open(&candidate, &mut facts).await,
                 Err(failure) => Err(failure),
             };
             match opened {
@@ -69,9 +73,7 @@ impl Attempts<'_> {
     }
 
     pub(super) fn facts(&self, candidate: Option<&Candidate>) -> Facts {
-        let service = self.service.as_deref();
-        let (client, destination) = (self.client, self.destination);
-        let facts = facts(self.shared, self.world, client, destination, service, candidate);
+        let facts = facts(self.shared, self.world, self.key, self.service.as_deref(), candidate);
         Facts {
             trace: (facts.transport != Transport::Plain).then_some(self.trace),
             ..facts
@@ -89,7 +91,7 @@ impl Attempts<'_> {
         let found = tokio::time::timeout(limit, lookup.resolve(&format!("{host}:0"))).await;
         let found = found.map_err(|_| Failure::Timeout(format!("no DNS server answered in time for {host}")))?;
         let mut found = found.map_err(|error| Failure::Unreachable(format!("{error:#}")))?;
-        let same = |address: &SocketAddr| address.is_ipv4() == self.destination.is_ipv4();
+        let same = |address: &SocketAddr| address.is_ipv4() == self.key.destination.is_ipv4();
         if found.iter().any(same) {
             found.retain(same);
         }
@@ -100,7 +102,8 @@ impl Attempts<'_> {
         Ok(candidate.clone().resolved(address.ip()))
     }
 
-    async fn open(&self, candidate: &Candidate, facts: &mut Facts) -> Result<Opened, Failure> {
+    /// For a TCP connection.
+    pub(super) async fn open(&self, candidate: &Candidate, facts: &mut Facts) -> Result<Opened, Failure> {
         match &candidate.way {
             Way::Plain => {
                 let limit = Duration::from_millis(self.shared.config.outbound.connect_timeout_ms);
@@ -156,23 +159,24 @@ impl Attempts<'_> {
         self.tunnels.dial_inside(outer, &inner, &head).await
     }
 
-    fn head(&self, authority: &Authority, forwarded_network: Option<String>) -> ConnectHead {
+    pub(super) fn head(&self, authority: &Authority, forwarded_network: Option<String>) -> ConnectHead {
         let own = self.shared.own_workload(self.world);
         let host = self.service.as_ref().map(|service| &*service.key.hostname);
         let capture = &self.shared.config.capture;
         let tun = [capture.address4.into(), capture.address6.into()];
-        let client = header::known_as(self.client, tun, &self.shared.own_addresses(self.world));
+        let client = header::known_as(self.key.source, tun, &self.shared.own_addresses(self.world));
         ConnectHead {
             authority: authority.to_string(),
             baggage: own.as_deref().map(header::baggage),
             forwarded: Some(header::forwarded(client, host)),
             traceparent: Some(self.trace.to_string()),
             forwarded_network,
+            udp_by: None,
         }
     }
 }
 
-fn target(hop: &Hop) -> Result<Target, Failure> {
+pub(super) fn target(hop: &Hop) -> Result<Target, Failure> {
     Ok(Target {
         peer: dialled(&hop.address)?,
         identities: hop.identities.clone(),
@@ -180,19 +184,19 @@ fn target(hop: &Hop) -> Result<Target, Failure> {
     })
 }
 
-fn dialled(target: &outbound::Target) -> Result<SocketAddr, Failure> {
+pub(super) fn dialled(target: &outbound::Target) -> Result<SocketAddr, Failure> {
     let unresolved = || Failure::Unreachable(format!("the name of {target} was not resolved"));
     target.address().ok_or_else(unresolved)
 }
 
-fn timeout_hint(peer: SocketAddr) -> String {
+pub(super) fn timeout_hint(peer: SocketAddr) -> String {
     format!(
         "{peer} did not answer in time; are TCP and UDP port {} open to it?",
         peer.port()
     )
 }
 
-fn note_peer(facts: &mut Facts, peer: Peer, world: &World, network: &str) {
+pub(super) fn note_peer(facts: &mut Facts, peer: Peer, world: &World, network: &str) {
     let mut holders = world.workloads_at(network, peer.address.ip());
     facts.endpoint = holders.find(|one| world.names(one, &peer.identity)).cloned();
     facts.transport = peer.transport;

@@ -7,14 +7,15 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use mesh_core::connect::{ConnectHead, ResponseHead};
-use mesh_core::transport::{HEAD_START, Plan, Why};
+use mesh_core::outbound::Quic;
+use mesh_core::transport::{HEAD_START, Plan, Preference, Why};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use super::pool::{Pool, Slot};
 use super::stream::{StreamSink, StreamSource};
-use super::{Peer, Target, http2, http3};
+use super::{Datagrams, Peer, Target, http2, http3};
 use crate::certs::Credentials;
 use crate::copy::End;
 use crate::failure::Failure;
@@ -111,6 +112,34 @@ impl Tunnels {
         }
     }
 
+    /// Opens a CONNECT-UDP; `None` when the peer takes none, as is true of Istio's own proxies. A peer that is known to have QUIC is
+    /// never taken for one of those: who keeps QUIC from us must not make us send in plain.
+    pub async fn dial_udp(&self, target: &Target, head: &ConnectHead) -> Result<Option<(Datagrams, Peer)>, Failure> {
+        let transports = &self.shared().transports;
+        let has_quic = target.quic == Quic::Marked || transports.has_quic(target.peer);
+        if self.shared().config.tunnel.transport == Preference::Tcp {
+            let why = "UDP goes over QUIC, which tunnel.transport = \"tcp\" forbids";
+            return has_quic.then(|| Err(Failure::Unreachable(why.into()))).transpose();
+        }
+        let plan = transports.plan(target.peer, target.quic);
+        if !has_quic && plan == (Plan::Tcp { probe: false }) {
+            return Ok(None);
+        }
+        let attempt = Attempt {
+            // UDP has no other way. That one flow tries it says nothing of those that have.
+            reports: plan != (Plan::Tcp { probe: false }),
+            ..self.attempt(target)?
+        };
+        match attempt.http3().await {
+            Ok(connection) => {
+                let opened = connection.open_udp(head).await?;
+                Ok(opened.map(|end| (end, connection.link.peer.clone())))
+            }
+            Err(failure) if !has_quic && is_transport(&failure) => Ok(None),
+            Err(failure) => Err(failure),
+        }
+    }
+
     /// A tunnel inside a stream, to whoever is at its far end: the inner half of a way through a gateway. Never pooled, or all
     /// streams would go to the one peer that the gateway chose for the first.
     pub async fn dial_inside(&self, outer: Opened, target: &Target, head: &ConnectHead) -> Result<Opened, Failure> {
@@ -145,6 +174,7 @@ impl Tunnels {
             credentials,
             target: target.clone(),
             planned: self.shared().transports.now(),
+            reports: true,
         })
     }
 }
@@ -179,6 +209,8 @@ struct Attempt {
     credentials: Arc<Credentials>,
     target: Target,
     planned: Duration,
+    /// Whether it is remembered how QUIC went.
+    reports: bool,
 }
 
 impl Attempt {
@@ -280,7 +312,9 @@ impl Attempt {
             let connected = tokio::time::timeout(QUIC_CONNECT, connecting).await;
             match connected.unwrap_or_else(|_| Err(Failure::TunnelTimeout(no_answer(peer)))) {
                 Ok(connection) => {
-                    self.tunnels.shared().transports.worked(peer);
+                    if self.reports {
+                        self.tunnels.shared().transports.worked(peer);
+                    }
                     Ok(connection)
                 }
                 Err(failure) => {
@@ -288,7 +322,9 @@ impl Attempt {
                         Failure::TunnelTimeout(_) => Why::NoAnswer,
                         _ => Why::Refused,
                     };
-                    self.tunnels.shared().transports.failed(peer, why);
+                    if self.reports {
+                        self.tunnels.shared().transports.failed(peer, why);
+                    }
                     Err(failure)
                 }
             }

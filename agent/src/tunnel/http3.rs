@@ -1,21 +1,23 @@
 //! HBONE/3: CONNECT over HTTP/3 over QUIC. One connection: its streams, its liveness, and when it is closed.
 
 mod control;
+mod datagrams;
 mod endpoint;
 mod stream;
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use mesh_core::connect::{ConnectHead, ResponseHead};
-use mesh_core::h3::frame::Frame;
+use mesh_core::h3::frame::{Frame, Settings};
 use mesh_core::h3::head::{decode_response, encode_request};
 use mesh_core::h3::{H3Error, code};
 use mesh_core::transport::{Losses, Why};
 use quinn::{ConnectionError, VarInt};
+use rustc_hash::FxHashMap;
 use rustls_pki_types::CertificateDer;
 use tokio::sync::watch;
 
@@ -26,6 +28,8 @@ use crate::failure::Failure;
 use crate::flows::Transport;
 use crate::shared::Shared;
 use crate::tls::Revoked;
+use datagrams::Inbox;
+pub use datagrams::{DatagramSink, DatagramSource};
 pub(super) use endpoint::{Endpoint, Exchange};
 pub(super) use stream::{Sink, Source};
 
@@ -40,7 +44,14 @@ pub(super) struct Connection {
     doubtful: watch::Sender<bool>,
     /// The peer says that too much is lost of what it sends.
     peer_loses: Cell<bool>,
+    /// What the peer said of itself, once it did.
+    settings: watch::Sender<Option<Settings>>,
+    /// Where the datagrams of each request go, by the number of its stream.
+    inboxes: RefCell<FxHashMap<u64, Rc<Inbox>>>,
 }
+
+/// The two directions of a CONNECT-UDP.
+pub type Datagrams = End<DatagramSource, DatagramSink>;
 
 impl Connection {
     fn new(quic: quinn::Connection, shared: &Shared) -> Result<Rc<Self>, Failure> {
@@ -55,6 +66,8 @@ impl Connection {
             next_request: Cell::new(0),
             doubtful: watch::Sender::new(false),
             peer_loses: Cell::new(false),
+            settings: watch::Sender::new(None),
+            inboxes: RefCell::default(),
         }))
     }
 
@@ -68,12 +81,42 @@ impl Connection {
         &self,
         head: &ConnectHead,
     ) -> Result<(End<StreamSource, StreamSink>, ResponseHead), Failure> {
+        self.unless_doubtful(self.exchange(head)).await
+    }
+
+    /// Opens a CONNECT-UDP likewise; `None` when the peer takes none.
+    pub(super) async fn open_udp(self: &Rc<Self>, head: &ConnectHead) -> Result<Option<Datagrams>, Failure> {
+        self.unless_doubtful(self.exchange_udp(head)).await
+    }
+
+    async fn unless_doubtful<T>(&self, opening: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
         let mut doubtful = self.doubtful.subscribe();
         tokio::select! {
             biased;
-            opened = self.exchange(head) => opened,
+            opened = opening => opened,
             _ = doubtful.wait_for(|doubtful| *doubtful) => Err(Failure::TunnelLost("QUIC stopped answering".into())),
         }
+    }
+
+    async fn exchange_udp(self: &Rc<Self>, head: &ConnectHead) -> Result<Option<Datagrams>, Failure> {
+        let mut settings = self.settings.subscribe();
+        // Not before the peer's SETTINGS (RFC 9220 3): it may not know what is asked.
+        let takes_udp = tokio::select! {
+            said = settings.wait_for(Option::is_some) => said.is_ok_and(|said| said.is_some_and(|said| said.takes_udp())),
+            error = self.quic.closed() => return Err(lost(&error)),
+        };
+        if !takes_udp || self.quic.max_datagram_size().is_none() {
+            return Ok(None);
+        }
+        let (send, recv) = self.quic.open_bi().await.map_err(|error| lost(&error))?;
+        let abort = AbortCode::new();
+        let sink = Sink::new(send, abort.clone(), self.link.in_use());
+        let source = Source::new(recv, abort, self.link.in_use());
+        // Listened for before it is asked for: datagrams may overtake the answer.
+        let (mut source, mut sink) = self.datagrams(source, sink);
+        sink.stream().headers(&encode_request(head)).await?;
+        response(source.stream()).await?;
+        Ok(Some(End { source, sink }))
     }
 
     async fn exchange(&self, head: &ConnectHead) -> Result<(End<StreamSource, StreamSink>, ResponseHead), Failure> {
@@ -102,6 +145,7 @@ impl Connection {
             opened = self.open_control() => opened,
             _ = self.quic.closed() => return,
         };
+        tokio::task::spawn_local(self.clone().receive_datagrams());
         let mut check = tokio::time::interval(CHECK);
         let loses = self.loses(draining.is_some());
         tokio::pin!(loses);

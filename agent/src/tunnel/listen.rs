@@ -10,7 +10,7 @@ use tokio::sync::watch;
 
 use super::limits::{Allowance, Peers};
 use super::stream::{AbortCode, StreamSink, StreamSource};
-use super::{Peer, Tunnels, http2, http3};
+use super::{Datagrams, Peer, Tunnels, http2, http3};
 use crate::copy::End;
 use crate::failure::Failure;
 
@@ -62,6 +62,19 @@ impl Request {
         match self.exchange {
             Exchange::Http3(exchange) => exchange.accept(&head).await,
             Exchange::Http2(exchange) => exchange.accept(&head),
+        }
+    }
+
+    /// Whether it is a CONNECT-UDP, which is answered by [`Self::accept_udp`].
+    pub fn is_udp(&self) -> bool {
+        self.head.as_ref().is_some_and(|head| head.udp_by.is_some())
+    }
+
+    /// Answers 200 to a CONNECT-UDP, and gives the two directions.
+    pub async fn accept_udp(self, head: ResponseHead) -> Result<Datagrams, Failure> {
+        match self.exchange {
+            Exchange::Http3(exchange) => exchange.accept_udp(&head).await,
+            Exchange::Http2(_) => Err(Failure::Protocol("a CONNECT-UDP over HTTP/2".into())),
         }
     }
 

@@ -32,6 +32,13 @@ pub struct Settings {
     pub h3_datagram: bool,
 }
 
+impl Settings {
+    /// Whether who says so takes a CONNECT-UDP (RFC 9298).
+    pub fn takes_udp(&self) -> bool {
+        self.enable_connect_protocol && self.h3_datagram
+    }
+}
+
 /// Takes frames from a stream. See the module.
 #[derive(Debug)]
 pub struct Decoder {
@@ -202,11 +209,14 @@ fn settings(mut payload: &[u8]) -> Result<Settings, H3Error> {
     Ok(settings)
 }
 
-/// What a control stream begins with: its type, and our SETTINGS (no dynamic QPACK table, bounded field sections).
+/// What a control stream begins with: its type, and our SETTINGS (no dynamic QPACK table, bounded field sections, extended
+/// CONNECT by RFC 9220, HTTP datagrams by RFC 9297).
 pub fn control_preface() -> Vec<u8> {
     let mut payload = Vec::new();
-    write_varint(0x06, &mut payload);
-    write_varint(MAX_FIELD_SECTION as u64, &mut payload);
+    for (id, value) in [(0x06, MAX_FIELD_SECTION as u64), (0x08, 1), (0x33, 1)] {
+        write_varint(id, &mut payload);
+        write_varint(value, &mut payload);
+    }
     let mut out = vec![0];
     write_varint(SETTINGS, &mut out);
     write_varint(payload.len() as u64, &mut out);

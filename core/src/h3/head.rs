@@ -1,13 +1,27 @@
-//! The heads of a CONNECT (RFC 9114 4.4): the request names a target and carries the HBONE headers, the response a status.
+//! The heads of a CONNECT (RFC 9114 4.4) and of a CONNECT-UDP (RFC 9298 3.4): the request names a target and carries the HBONE
+//! headers, the response a status.
 
-use super::H3Error;
 use super::qpack::{self, Field};
-use crate::connect::{ConnectHead, Request, ResponseHead};
+use super::{H3Error, udp_path};
+use crate::connect::{CAPSULE_PROTOCOL, ConnectHead, Request, ResponseHead};
 
-/// Encodes a CONNECT: `:method` and `:authority`, and neither `:scheme` nor `:path`.
+/// Encodes a CONNECT: `:method` and `:authority`, and neither `:scheme` nor `:path`; or a CONNECT-UDP with its path.
 pub fn encode_request(head: &ConnectHead) -> Vec<u8> {
-    let pseudo = [(":method", "CONNECT"), (":authority", head.authority.as_str())];
-    qpack::encode(pseudo.into_iter().chain(head.headers()))
+    let Some(by) = &head.udp_by else {
+        let pseudo = [(":method", "CONNECT"), (":authority", head.authority.as_str())];
+        return qpack::encode(pseudo.into_iter().chain(head.headers()));
+    };
+    // What has no path is a target that the far side refuses.
+    let path = udp_path::encode(&head.authority).unwrap_or_else(|| "/".into());
+    let fields = [
+        (":method", "CONNECT"),
+        (":protocol", CONNECT_UDP),
+        (":scheme", "https"),
+        (":authority", by.as_str()),
+        (":path", path.as_str()),
+        (CAPSULE_PROTOCOL, "?1"),
+    ];
+    qpack::encode(fields.into_iter().chain(head.headers()))
 }
 
 /// Encodes a response.
@@ -34,6 +48,21 @@ pub fn decode_request(section: &[u8]) -> Result<Request, H3Error> {
     }
     match (pseudo(":method").ok_or(H3Error::Message)?, pseudo(":protocol")) {
         ("CONNECT", None) => {}
+        ("CONNECT", Some(CONNECT_UDP)) => {
+            let by = pseudo(":authority").filter(|authority| !authority.is_empty());
+            // RFC 9298 3.4, RFC 9220 3: an extended CONNECT has all of these.
+            let (Some(by), Some("https"), Some(path)) = (by, pseudo(":scheme"), pseudo(":path")) else {
+                return Err(H3Error::Message);
+            };
+            let Some(target) = udp_path::decode(path) else {
+                return Ok(Request::Other);
+            };
+            let head = ConnectHead::from_headers(target, |name| regular(&fields, name));
+            return Ok(Request::Connect(ConnectHead {
+                udp_by: Some(by.to_owned()),
+                ..head
+            }));
+        }
         _ => return Ok(Request::Other),
     }
     // RFC 9114 4.4: a CONNECT that has a scheme or a path is malformed.
@@ -95,6 +124,7 @@ fn regular(fields: &[Field], name: &str) -> Option<String> {
     (!lines.is_empty()).then(|| lines.join(","))
 }
 
+const CONNECT_UDP: &str = "connect-udp";
 const FORBIDDEN: [&str; 5] = [
     "connection",
     "keep-alive",

@@ -29,6 +29,7 @@ fn connect() -> ConnectHead {
         forwarded: Some("for=\"10.0.0.2:4000\"".into()),
         traceparent: None,
         forwarded_network: Some("far".into()),
+        udp_by: None,
     }
 }
 
@@ -44,6 +45,7 @@ fn heads_read_back() {
         reason: None,
         baggage: None,
         alt_svc: Some("h3=\":15008\"".into()),
+        capsule_protocol: Some("?1".into()),
     };
     assert_eq!(head::decode_response(&head::encode_response(&response)), Ok(response));
     // 200 is one byte behind the two of the prefix: indexed.
@@ -102,6 +104,65 @@ fn malformed_requests() {
 }
 
 #[test]
+fn a_connect_udp_names_its_target_in_the_path() {
+    let head = ConnectHead {
+        authority: "[fd00::1]:53".into(),
+        udp_by: Some("10.0.0.1:15008".into()),
+        ..connect()
+    };
+    let section = head::encode_request(&head);
+    assert_eq!(head::decode_request(&section), Ok(Request::Connect(head)));
+    let fields = qpack::decode(&section).unwrap();
+    let value = |name: &str| {
+        fields
+            .iter()
+            .find(|field| field.name == name)
+            .map(|field| &*field.value)
+    };
+    for (name, expected) in [
+        (":protocol", "connect-udp"),
+        (":scheme", "https"),
+        (":authority", "10.0.0.1:15008"),
+        (":path", "/.well-known/masque/udp/fd00%3A%3A1/53/"),
+        ("capsule-protocol", "?1"),
+    ] {
+        assert_eq!(value(name), Some(expected), "{name}");
+    }
+}
+
+#[test]
+fn an_extended_connect_is_whole_or_malformed() {
+    let all = [
+        (":method", "CONNECT"),
+        (":protocol", "connect-udp"),
+        (":scheme", "https"),
+        (":authority", "peer"),
+        (":path", "/.well-known/masque/udp/10.0.0.1/53/"),
+    ];
+    let with = |name: &str, value: Option<&'static str>| {
+        let fields = all.iter().filter_map(|field| match value {
+            _ if field.0 != name => Some(*field),
+            Some(value) => Some((field.0, value)),
+            None => None,
+        });
+        head::decode_request(&qpack::encode(fields))
+    };
+    assert!(matches!(with("", None), Ok(Request::Connect(_))));
+    for name in [":scheme", ":authority", ":path"] {
+        assert_eq!(with(name, None), Err(H3Error::Message), "without {name}");
+    }
+    assert_eq!(with(":scheme", Some("http")), Err(H3Error::Message));
+    assert_eq!(with(":authority", Some("")), Err(H3Error::Message));
+    assert_eq!(with(":path", Some("/")), Ok(Request::Other));
+    assert_eq!(with(":protocol", Some("websocket")), Ok(Request::Other));
+    assert_eq!(
+        with(":protocol", None),
+        Err(H3Error::Message),
+        "a plain CONNECT has no path"
+    );
+}
+
+#[test]
 fn huffman_strings_are_read() {
     // RFC 7541 C.4.1: "www.example.com".
     let coded = [0xf1, 0xe3, 0xc2, 0xe5, 0xf2, 0x3a, 0x6b, 0xa0, 0xab, 0x90, 0xf4, 0xff];
@@ -119,8 +180,10 @@ fn control_streams() {
     assert_eq!(preface[0], 0);
     let settings = Settings {
         max_field_section_size: Some(MAX_FIELD_SECTION as u64),
-        ..Settings::default()
+        enable_connect_protocol: true,
+        h3_datagram: true,
     };
+    assert!(settings.takes_udp() && !Settings::default().takes_udp());
     // A frame of the same type with a payload is somebody else's, and skipped as all that are not known.
     let foreign = [&frame::lossy()[..8], &[2, 0, 0]].concat();
     let bytes = [&preface[1..], &frame::goaway(8), &foreign, &frame::lossy()].concat();

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::Duration;
 
-use mesh_core::engine::{CloseReason, Engine, Event, HeapRings, Limits, Offload, Ring, RingMemory};
+use mesh_core::engine::{CloseReason, Engine, Event, HeapRings, Limits, Offload, Refusal, Ring, RingMemory};
 use mesh_core::packet::Protocol;
 use mesh_core::packet::build::{self, Checksum};
 use smoltcp::socket::tcp::State;
@@ -376,7 +376,7 @@ impl Run {
                 assert_eq!(key.protocol, Protocol::Udp);
                 self.engine.send_datagram(key.destination, key.source, &payload);
             }
-            Event::Datagram { key, payload } => self.engine.datagram_unreachable(key, &payload),
+            Event::Datagram { key, payload } => self.engine.datagram_unreachable(key, &payload, Refusal::Refused),
             Event::Connected { flow }
             | Event::Readable { flow }
             | Event::Writable { flow }

@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 
+use mesh_core::packet::Protocol;
 use mesh_core::world::Workload;
 use serde::Serialize;
 
@@ -70,7 +71,7 @@ fn inbound(facts: &Facts) -> Connection {
         src: facts.source,
         original_dst: facts.service.as_ref().map(|key| key.hostname.to_string()),
         actual_dst: facts.destination,
-        protocol: protocol(facts.transport),
+        protocol: protocol(facts),
         transport: facts.transport,
     }
 }
@@ -80,15 +81,16 @@ fn outbound(facts: &Facts) -> Connection {
         src: facts.source,
         original_dst: Some(facts.original.unwrap_or(facts.destination).to_string()),
         actual_dst: facts.hbone.unwrap_or(facts.destination),
-        protocol: protocol(facts.transport),
+        protocol: protocol(facts),
         transport: facts.transport,
     }
 }
 
-fn protocol(transport: Transport) -> &'static str {
-    match transport {
-        Transport::Hbone3 | Transport::Hbone => "HBONE",
-        Transport::DoubleHbone => "DOUBLEHBONE",
-        Transport::Plain => "TCP",
+fn protocol(facts: &Facts) -> &'static str {
+    match (facts.transport, facts.protocol) {
+        (Transport::Hbone3 | Transport::Hbone, _) => "HBONE",
+        (Transport::DoubleHbone, _) => "DOUBLEHBONE",
+        (Transport::Plain, Protocol::Tcp) => "TCP",
+        (Transport::Plain, Protocol::Udp) => "UDP",
     }
 }

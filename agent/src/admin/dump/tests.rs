@@ -203,6 +203,7 @@ fn credentials() -> (Pem, Credentials) {
 fn flow(direction: Direction) -> Facts {
     let outbound = direction == Direction::Outbound;
     Facts {
+        protocol: mesh_core::packet::Protocol::Tcp,
         direction,
         transport: Transport::Hbone3,
         source: "10.0.0.2:40000".parse().unwrap(),

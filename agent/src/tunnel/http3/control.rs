@@ -70,6 +70,7 @@ impl Connection {
             let mut bytes = chunk.bytes;
             while let Some(frame) = decoder.next(&mut bytes)? {
                 match frame {
+                    Frame::Settings(settings) => drop(self.settings.send_replace(Some(settings))),
                     Frame::GoAway(_) => self.link.go_away(),
                     Frame::Lossy => self.peer_loses.set(true),
                     _ => {}

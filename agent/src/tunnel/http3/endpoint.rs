@@ -12,7 +12,7 @@ use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use quinn::{EndpointConfig, IdleTimeout, Incoming, MtuDiscoveryConfig, TransportConfig, VarInt};
 
 use super::stream::{Sink, Source};
-use super::{Connection, lost};
+use super::{Connection, Datagrams, lost};
 use crate::certs::Credentials;
 use crate::config;
 use crate::copy::{End, Sink as _, Source as _};
@@ -194,7 +194,7 @@ async fn one_request(connection: Rc<Connection>, source: Source, sink: Sink, ser
     }
 }
 
-async fn read_head(connection: &Connection, mut source: Source, sink: Sink) -> Result<Request, Failure> {
+async fn read_head(connection: &Rc<Connection>, mut source: Source, sink: Sink) -> Result<Request, Failure> {
     let broken = |error: H3Error| {
         if error.is_stream_error() {
             sink.abort_code().set(Abort::Protocol(error));
@@ -213,12 +213,20 @@ async fn read_head(connection: &Connection, mut source: Source, sink: Sink) -> R
         Head::Other => None,
     };
     let peer = connection.link.peer.clone();
-    Ok(Request::new(head, peer, sink.abort_code(), Exchange { source, sink }))
+    let abort = sink.abort_code();
+    let connection = connection.clone();
+    let exchange = Exchange {
+        connection,
+        source,
+        sink,
+    };
+    Ok(Request::new(head, peer, abort, exchange))
 }
 
 /// A request that waits for its answer.
 #[derive(Debug)]
 pub(in crate::tunnel) struct Exchange {
+    connection: Rc<Connection>,
     source: Source,
     sink: Sink,
 }
@@ -234,6 +242,17 @@ impl Exchange {
             source: self.source.into(),
             sink: self.sink.into(),
         })
+    }
+
+    /// Answers 200 to a CONNECT-UDP.
+    pub(in crate::tunnel) async fn accept_udp(self, head: &ResponseHead) -> Result<Datagrams, Failure> {
+        let head = ResponseHead {
+            capsule_protocol: Some("?1".into()),
+            ..head.clone()
+        };
+        let (source, mut sink) = self.connection.datagrams(self.source, self.sink);
+        sink.stream().headers(&encode_response(&head)).await?;
+        Ok(End { source, sink })
     }
 
     /// Answers anything else, and ends the stream.

@@ -60,6 +60,11 @@ impl Source {
         }
     }
 
+    /// With which code this stream is torn down.
+    pub(in crate::tunnel) fn abort_code(&self) -> AbortCode {
+        self.code.clone()
+    }
+
     fn malformed(&mut self, error: H3Error) -> Failure {
         self.code.set(Abort::Protocol(error));
         self.stop();
@@ -136,12 +141,24 @@ impl Sink {
     pub(in crate::tunnel) fn abort_code(&self) -> AbortCode {
         self.code.clone()
     }
+
+    /// The stream's number in QUIC.
+    pub(super) fn id(&self) -> u64 {
+        VarInt::from(self.send.id()).into_inner()
+    }
+
+    /// Sends these bytes with a head before them, in one DATA frame.
+    pub(super) async fn send_with_head(&mut self, head: Vec<u8>, bytes: Bytes) -> Result<(), Failure> {
+        let mut start = frame::data_head(head.len() + bytes.len());
+        start.extend_from_slice(&head);
+        let mut chunks = [Bytes::from(start), bytes];
+        self.send.write_all_chunks(&mut chunks).await.map_err(write_failure)
+    }
 }
 
 impl copy::Sink for Sink {
     async fn send(&mut self, bytes: Bytes) -> Result<(), Failure> {
-        let mut chunks = [Bytes::from(frame::data_head(bytes.len())), bytes];
-        self.send.write_all_chunks(&mut chunks).await.map_err(write_failure)
+        self.send_with_head(Vec::new(), bytes).await
     }
 
     async fn finish(&mut self) -> Result<(), Failure> {
