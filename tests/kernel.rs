@@ -52,6 +52,8 @@ fn everything_is_installed_once_and_removed() {
             "from all fwmark 0x6d65 goto 8002",
             "from all iif lo ipproto tcp lookup 28005",
             "from all to 100.64.100.53 iif lo ipproto udp lookup 28005",
+            "from all fwmark 0x16d65 iif lo lookup 28005",
+            "32800:\tfrom all iif lo ipproto udp lookup 28005",
             "240.240.0.0/16 dev mesh0 table 28005 proto 109 scope link src 100.64.100.1 metric 100",
             "unreachable 240.240.0.0/16 table 28005 proto 109 metric 1000000",
             "fd00:240::/64 dev mesh0 table 28005 proto 109 src fd6d:6573:68::1 metric 100",
@@ -385,4 +387,77 @@ fn plaintext_that_a_policy_forbids_is_refused_and_live_connections_are_cut() {
     assert!(counts[0].packets >= 2 && !counts[0].allowed);
     host.enter(|| kernel.update_guard(&[]).unwrap());
     connect(8080).unwrap();
+}
+
+/// What a socket hears, or nothing for a moment.
+fn hears(socket: &UdpSocket, patience: Duration) -> Option<(Vec<u8>, SocketAddr)> {
+    socket.set_read_timeout(Some(patience)).unwrap();
+    let mut bytes = [0; 64];
+    let (length, from) = socket.recv_from(&mut bytes).ok()?;
+    Some((bytes[..length].to_vec(), from))
+}
+
+#[test]
+fn a_udp_server_answers_whom_it_heard_and_from_where_it_heard() {
+    let lan = Lan::new();
+    let (host, client) = (lan.host("host"), lan.host("client"));
+    // A second address, which is not the one that the machine prefers.
+    host.ip("addr add 10.77.0.100/24 dev eth0");
+    let config = Config::default();
+    let (_tun, _kernel, server) = host.enter(|| {
+        let tun = Tun::open(&config.capture).unwrap();
+        let mut kernel = Kernel::install(&config, &[]).unwrap();
+        kernel
+            .update_prefixes(&prefixes(&["10.77.0.2/32", "fd77::2/128"]))
+            .unwrap();
+        (tun, kernel, UdpSocket::bind("[::]:5353").unwrap())
+    });
+    for address in ["10.77.0.1", "[fd77::1]"] {
+        let socket = client.enter(|| {
+            let any = if address.starts_with('[') {
+                "[::]:0"
+            } else {
+                "0.0.0.0:0"
+            };
+            let socket = UdpSocket::bind(any).unwrap();
+            socket.connect(format!("{address}:5353")).unwrap();
+            socket.send(b"question").unwrap();
+            socket
+        });
+        let (heard, from) = hears(&server, SOON).unwrap();
+        assert_eq!(heard, b"question");
+        server.send_to(b"answer", from).unwrap();
+        let (answer, _) = hears(&socket, SOON).unwrap_or_else(|| panic!("no answer from {address}"));
+        assert_eq!(answer, b"answer", "from {address}");
+    }
+}
+
+#[test]
+fn nobody_else_answers_what_was_captured() {
+    let lan = Lan::new();
+    let (host, other) = (lan.host("host"), lan.host("other"));
+    let config = Config::default();
+    let (_tun, mut kernel, socket) = host.enter(|| {
+        let tun = Tun::open(&config.capture).unwrap();
+        let mut kernel = Kernel::install(&config, &[]).unwrap();
+        kernel.update_prefixes(&prefixes(&["10.77.0.2/32"])).unwrap();
+        assert!(host.ip("route get 10.77.0.2 mark 0x16d65").contains("mesh0"));
+        let socket = UdpSocket::bind("10.77.0.1:4000").unwrap();
+        socket.connect("10.77.0.2:5353").unwrap();
+        (tun, kernel, socket)
+    });
+    let others = other.enter(|| UdpSocket::bind("10.77.0.2:5353").unwrap());
+    socket.send(b"for the mesh").unwrap();
+    others.send_to(b"forged", "10.77.0.1:4000").unwrap();
+    wait_until(SOON, "the forged answer to be dropped", || {
+        host.sh("nft list chain inet mesh_agent plaintext")
+            .contains("counter packets 1 bytes 34 drop")
+    });
+    // Once the address is nobody's any more the same flow goes its plain way, and is answered there.
+    host.enter(|| kernel.update_prefixes(&prefixes(&[])).unwrap());
+    socket.send(b"in plain").unwrap();
+    let (heard, from) = hears(&others, SOON).unwrap();
+    assert_eq!(heard, b"in plain", "what was captured did not come");
+    others.send_to(b"answer", from).unwrap();
+    assert_eq!(hears(&socket, SOON).unwrap().0, b"answer");
 }

@@ -32,5 +32,7 @@ mod tools;
 mod traffic;
 #[path = "mesh/transport.rs"]
 mod transport;
+#[path = "mesh/udp.rs"]
+mod udp;
 #[path = "mesh/waypoint.rs"]
 mod waypoint;

@@ -28,8 +28,12 @@ pub trait Tools {
     fn echo_server(&self, address: &str) -> Server;
     /// Answers A queries for `name` with `address` over UDP and TCP, and everything else with NXDOMAIN or nothing.
     fn dns_server(&self, bind: &str, name: &str, address: &str) -> Server;
+    /// Sends back each datagram, to whom it came from.
+    fn udp_echo(&self, address: &str) -> Server;
     /// The first IPv4 address of a name, by the machine's resolver.
     fn resolve(&self, name: &str) -> String;
+    /// The first IPv6 address.
+    fn resolve6(&self, name: &str) -> String;
     /// The A record of a name over TCP, or nothing.
     fn resolve_tcp(&self, name: &str, server: &str) -> String;
     /// Rules, routes, links and tables: what an agent could leave behind.
@@ -82,15 +86,23 @@ impl Tools for Host {
         })
     }
 
+    fn udp_echo(&self, address: &str) -> Server {
+        let socket = self.enter(|| UdpSocket::bind(address).unwrap());
+        socket.set_read_timeout(Some(Duration::from_millis(50))).unwrap();
+        let mut buffer = vec![0; 65_535];
+        serve(move || {
+            if let Ok((length, from)) = socket.recv_from(&mut buffer) {
+                let _ = socket.send_to(&buffer[..length], from);
+            }
+        })
+    }
+
     fn resolve(&self, name: &str) -> String {
-        let mut address = String::new();
-        wait_until(SOON, &format!("{name} to resolve"), || {
-            let output = self.command("getent").args(["ahostsv4", name]).output().unwrap();
-            let text = String::from_utf8_lossy(&output.stdout).into_owned();
-            address = text.split_whitespace().next().unwrap_or_default().to_owned();
-            !address.is_empty()
-        });
-        address
+        resolve(self, "ahostsv4", name)
+    }
+
+    fn resolve6(&self, name: &str) -> String {
+        resolve(self, "ahostsv6", name)
     }
 
     fn resolve_tcp(&self, name: &str, server: &str) -> String {
@@ -128,6 +140,17 @@ impl Tools for Host {
             Ok(stream)
         })
     }
+}
+
+fn resolve(host: &Host, family: &str, name: &str) -> String {
+    let mut address = String::new();
+    wait_until(SOON, &format!("{name} to resolve"), || {
+        let output = host.command("getent").args([family, name]).output().unwrap();
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        address = text.split_whitespace().next().unwrap_or_default().to_owned();
+        !address.is_empty()
+    });
+    address
 }
 
 fn serve(mut once: impl FnMut() + Send + 'static) -> Server {

@@ -9,7 +9,7 @@ use ipnet::IpNet;
 use mesh_core::policy::PlaintextRule;
 
 use super::KernelError;
-use super::rules::REVERSE_TOS;
+use super::rules::{REVERSE_TOS, udp_mark};
 use crate::config::{Capture, Dns};
 
 /// Longest comment that nftables takes.
@@ -23,6 +23,7 @@ pub struct Guard {
     tun: String,
     mark: u32,
     caller_mark: u32,
+    udp_mark: u32,
     /// TUN and resolver, IPv4 and IPv6.
     own4: [std::net::Ipv4Addr; 2],
     own6: [std::net::Ipv6Addr; 2],
@@ -49,6 +50,7 @@ impl Guard {
             tun: capture.tun.clone(),
             mark: capture.mark,
             caller_mark: capture.caller_mark(),
+            udp_mark: udp_mark(capture),
             own4: [capture.address4, dns.resolver4],
             own6: [capture.address6, dns.resolver6],
             forward: capture.forward_interfaces.clone(),
@@ -81,6 +83,7 @@ impl Guard {
             self.arrivals(),
             self.callers(),
             self.replies(),
+            self.datagrams(),
             self.forwarded(),
             REFUSE.into(),
             self.plaintext(),
@@ -136,11 +139,16 @@ impl Guard {
     ///
     /// What answers a preserved caller goes back into the TUN whatever the routes say, errors of the kernel's included; so
     /// does what may answer one, when conntrack does not know any more.
+    ///
+    /// UDP is marked for our table here, and not by a rule of routing: only a socket's first routing chooses its source
+    /// address, and a server that listens on all of them would answer from the TUN's. What others marked goes their way, and so
+    /// does what belongs to one wire, which its sender may have chosen.
     fn replies(&self) -> String {
         let Self {
             tun,
             mark,
             caller_mark,
+            udp_mark,
             own4,
             own6,
             ..
@@ -151,6 +159,11 @@ impl Guard {
     type route hook output priority mangle; policy accept;
     ct mark {caller_mark} oifname \"{tun}\" accept
     ct mark {caller_mark} meta mark set {caller_mark} accept
+    oifname != \"{tun}\" ct direction reply accept
+    oifname \"lo\" accept
+    ip daddr {{ 169.254.0.0/16, 224.0.0.0/4, 255.255.255.255 }} accept
+    ip6 daddr {{ fe80::/10, ff00::/8 }} accept
+    oifname != \"{tun}\" meta l4proto udp meta mark 0 meta mark set {udp_mark} accept
     oifname != \"{tun}\" accept
     ct direction reply meta mark set {mark} accept
     ct mark {mark} meta mark set {mark} accept
@@ -161,6 +174,19 @@ impl Guard {
   }}
 ",
             own4[0], own6[0], own4[0], own6[0]
+        )
+    }
+
+    /// Remembers which UDP flows enter the TUN, so that nobody outside answers them in the name of their peers.
+    fn datagrams(&self) -> String {
+        let Self { tun, udp_mark, .. } = self;
+        format!(
+            "  chain datagrams {{
+    type filter hook postrouting priority mangle; policy accept;
+    oifname \"{tun}\" meta l4proto udp ct mark set {udp_mark}
+    oifname != \"{tun}\" meta l4proto udp ct direction original ct mark {udp_mark} ct mark set 0
+  }}
+"
         )
     }
 
@@ -196,11 +222,17 @@ impl Guard {
     /// Every packet of a connection is judged, not only the first, so that a changed policy cuts at once. A reset carries
     /// nothing, and lets our application hear that its peer was cut off.
     fn plaintext(&self) -> String {
-        let Self { tun, tunnel_port, .. } = self;
+        let Self {
+            tun,
+            tunnel_port,
+            udp_mark,
+            ..
+        } = self;
         let mut text = format!(
             "  chain plaintext {{
     type filter hook input priority filter; policy accept;
     iifname {{ \"{tun}\", \"lo\" }} accept
+    meta l4proto udp ct direction reply ct mark {udp_mark} counter drop
     tcp flags & rst == rst ct state established accept
     ct direction reply accept
     meta l4proto {{ tcp, udp }} th dport {tunnel_port} accept

@@ -2,9 +2,12 @@
 //!
 //! * P: our own sockets (mark M) go to P+2, past the rest; what answers preserved callers (mark M+1) looks into the table of
 //!   these, which always has an answer.
-//! * P+1: what this machine itself sends (`iif lo`) by TCP, or by UDP to the resolver, looks into our table; so does TCP
-//!   that is forwarded from a named bridge; so does [`REVERSE_TOS`].
+//! * P+1: what this machine itself sends (`iif lo`) by TCP, or by UDP to the resolver, looks into our table; so does UDP that
+//!   the guard marked ([`udp_mark`]), and TCP that is forwarded from a named bridge; so does [`REVERSE_TOS`].
 //! * P+2: nothing; the target of the jump.
+//!
+//! And after the main table, at [`LAST`]: UDP that no other table has a way for, as to an IPv6 address of the mesh on a machine
+//! that has none itself.
 
 use std::net::IpAddr;
 
@@ -22,6 +25,14 @@ use crate::config::{Capture, Dns};
 /// before the kernel asks by which way the packet's source would be reached (`rp_filter`). That question carries the TOS
 /// but no protocol, so that `ipproto tcp` cannot match it; this rule does, and the answer is the TUN.
 pub(super) const REVERSE_TOS: u8 = 3 << 2;
+
+/// Priority of our last rule; the kernel's own end at 32767.
+const LAST: u32 = 32_800;
+
+/// Mark by which UDP comes to our table. See the guard's `replies`.
+pub(super) fn udp_mark(capture: &Capture) -> u32 {
+    capture.mark ^ 0x1_0000
+}
 
 const TCP: u8 = 6;
 const UDP: u8 = 17;
@@ -121,6 +132,16 @@ fn wanted(capture: &Capture, dns: &Dns, family: AddressFamily) -> Vec<RuleMessag
     ]);
     udp.header.dst_len = if resolver.is_ipv4() { 32 } else { 128 };
     rules.push(udp);
+    rules.push(lookup(vec![
+        local(),
+        RuleAttribute::FwMark(udp_mark(capture)),
+        RuleAttribute::FwMask(u32::MAX),
+    ]));
+    rules.push(to_table(
+        LAST,
+        capture.table,
+        vec![local(), RuleAttribute::IpProtocol(UDP.into())],
+    ));
     let mut reverse = lookup(vec![local()]);
     reverse.header.tos = REVERSE_TOS;
     rules.push(reverse);
@@ -148,7 +169,7 @@ fn ours(netlink: &mut Netlink, capture: &Capture, family: AddressFamily) -> Resu
         .filter(|rule| {
             let has = |wanted: &RuleAttribute| rule.attributes.contains(wanted);
             let placed = rule.attributes.iter().any(
-                |attribute| matches!(attribute, RuleAttribute::Priority(priority) if priorities.contains(priority)),
+                |attribute| matches!(attribute, RuleAttribute::Priority(priority) if *priority == LAST || priorities.contains(priority)),
             );
             placed
                 && (has(&RuleAttribute::Protocol(RouteProtocol::from(PROTOCOL)))
