@@ -461,3 +461,20 @@ fn nobody_else_answers_what_was_captured() {
     others.send_to(b"answer", from).unwrap();
     assert_eq!(hears(&socket, SOON).unwrap().0, b"answer");
 }
+
+#[test]
+fn a_guard_that_others_remove_is_put_back() {
+    let host = Host::new("host");
+    host.enter(|| {
+        let config = Config::default();
+        let _tun = Tun::open(&config.capture).unwrap();
+        let mut kernel = Kernel::install(&config, &[deny(&[80])]).unwrap();
+        let before = host.sh("nft -s list ruleset");
+        assert!(!kernel.restore_guard().unwrap(), "it is there");
+        host.sh("nft flush ruleset");
+        assert!(kernel.restore_guard().unwrap());
+        assert_eq!(host.sh("nft -s list ruleset"), before);
+        assert!(!kernel.restore_guard().unwrap());
+        kernel.remove().unwrap();
+    });
+}

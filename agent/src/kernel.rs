@@ -148,6 +148,11 @@ impl Kernel {
         self.nft.load(&self.guard.text())
     }
 
+    /// Makes our nftables table again when somebody else removed it; whether it was so.
+    pub fn restore_guard(&mut self) -> Result<bool, KernelError> {
+        self.nft.restore(&self.guard.text())
+    }
+
     /// Packets that each policy accepted or refused since its rules were loaded.
     pub fn plaintext_counts(&self) -> Result<Vec<guard::Count>, KernelError> {
         self.nft.counts()

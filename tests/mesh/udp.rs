@@ -318,6 +318,19 @@ fn after_a_crash_nothing_leaves_in_plain() {
 }
 
 #[test]
+fn who_empties_nftables_does_not_open_it() {
+    let mut mesh = Mesh::start();
+    let orders = mesh.member("orders", "shop/orders");
+    let web = mesh.member("web", "shop/web");
+    let _echo = echo(&orders, "0.0.0.0:8080");
+    web.host.sh("nft flush ruleset");
+    web.wait_log(&["somebody removed our nftables table; it is back"]);
+    let capture = mesh.sniff();
+    ask(&socket(&web, &format!("{}:8080", orders.ip4)), b"in plain words").unwrap();
+    assert!(!saw(&capture.stop(), b"plain words"));
+}
+
+#[test]
 fn strict_refuses_plain_udp_to_what_is_declared() {
     let mut mesh = Mesh::start();
     let orders = mesh.member("orders", "shop/orders");

@@ -40,6 +40,7 @@ impl KernelTask {
         let task = tokio::spawn(async move {
             let mut world = shared.world.clone();
             let (mut kernel, mut lingers) = (kernel, false);
+            let (mut look, mut failed) = (tokio::time::interval(LOOK), false);
             world.mark_changed();
             loop {
                 tokio::select! {
@@ -54,6 +55,10 @@ impl KernelTask {
                         // From now on what the world does not name is no member's.
                         shared.settled.store(true, Ordering::Release);
                         world.mark_changed();
+                    }
+                    _ = look.tick() => {
+                        let look = move || { let fails = restore(&mut kernel, failed); (kernel, fails) };
+                        (kernel, failed) = tokio::task::spawn_blocking(look).await?;
                     }
                     () = tokio::time::sleep(LINGER), if lingers => world.mark_changed(),
                     changed = world.changed() => {
@@ -79,6 +84,21 @@ impl KernelTask {
         let _ = self.stop.send(how);
         self.task.await.context("the kernel task")?
     }
+}
+
+/// Whoever empties nftables opens what the guard closes: it is put back. Gives whether that failed; said once, until it works.
+fn restore(kernel: &mut Kernel, failed: bool) -> bool {
+    match kernel.restore_guard() {
+        Ok(false) => {}
+        Ok(true) => tracing::warn!(target: "mesh_agent::kernel", "somebody removed our nftables table; it is back"),
+        Err(error) => {
+            if !failed {
+                tracing::error!(target: "mesh_agent::kernel", %error, "our nftables table cannot be looked after");
+            }
+            return true;
+        }
+    }
+    false
 }
 
 /// Sets capture up, with the packet filter of the world as it is.
@@ -137,5 +157,7 @@ fn plaintext_rules(shared: &Shared, world: &World) -> Vec<PlaintextRule> {
     own.map(|own| compile_plaintext(world, &own)).unwrap_or_default()
 }
 
+/// How often it is seen whether our nftables table is still there.
+const LOOK: std::time::Duration = std::time::Duration::from_secs(1);
 /// How often it is seen whether the last of such connections has ended.
 const LINGER: std::time::Duration = std::time::Duration::from_secs(1);

@@ -1,5 +1,7 @@
-//! Our nftables table `inet mesh_agent`: it guards and marks, and never redirects. The text is a pure function of the
+//! Our nftables table `inet mesh_agent`: it guards and marks, and rewrites nothing. The text is a pure function of the
 //! settings and the policies; `nft` replaces the whole table in one transaction.
+
+mod present;
 
 use std::fmt::Write as _;
 use std::io::{self, Write as _};
@@ -325,6 +327,15 @@ impl Nft {
         run(&["-f", "-"], text)?;
         self.loaded = Some(text.into());
         Ok(())
+    }
+
+    /// Loads this text when somebody else removed our table; whether it was so.
+    pub(super) fn restore(&mut self, text: &str) -> Result<bool, KernelError> {
+        if present::is_there().map_err(|error| KernelError::Nft(error.to_string()))? {
+            return Ok(false);
+        }
+        self.loaded = None;
+        self.load(text).map(|()| true)
     }
 
     /// Removes the table.
