@@ -325,6 +325,45 @@ fn forwarded_traffic_is_captured_only_from_a_named_bridge() {
 }
 
 #[test]
+fn a_container_is_captured_and_its_servers_answer_whom_they_heard() {
+    let lan = Lan::new();
+    let (host, client, inner) = (lan.host("host"), lan.host("client"), Host::new("container"));
+    mesh_lab::cable((&host, "docker0", "172.30.0.1/24"), (&inner, "eth0", "172.30.0.2/24"));
+    inner.ip("route add default via 172.30.0.1");
+    host.sh("echo 1 > /proc/sys/net/ipv4/ip_forward");
+    host.nft(
+        "table ip nat { chain c { type nat hook prerouting priority dstnat; iifname eth0 meta l4proto { tcp, udp } th dport 5353 dnat to 172.30.0.2; }; }",
+    );
+    let mut config = Config::default();
+    config.capture.forward_interfaces = vec!["docker0".into()];
+    let (_tun, _kernel) = host.enter(|| {
+        let tun = Tun::open(&config.capture).unwrap();
+        let mut kernel = Kernel::install(&config, &[]).unwrap();
+        kernel.update_prefixes(&prefixes(&["10.77.0.2/32"])).unwrap();
+        (tun, kernel)
+    });
+    for protocol in ["tcp", "udp"] {
+        let route = host.ip(&format!(
+            "route get 10.77.0.2 from 172.30.0.2 iif docker0 ipproto {protocol}"
+        ));
+        assert!(route.contains("mesh0"), "{protocol}: {route}");
+    }
+    let (udp, _tcp) = inner.enter(|| {
+        let udp = UdpSocket::bind("0.0.0.0:5353").unwrap();
+        (udp, TcpListener::bind("0.0.0.0:5353").unwrap())
+    });
+    client.enter(|| {
+        let asked = UdpSocket::bind("0.0.0.0:0").unwrap();
+        asked.connect("10.77.0.1:5353").unwrap();
+        asked.send(b"question").unwrap();
+        let (_, from) = hears(&udp, SOON).unwrap();
+        udp.send_to(b"answer", from).unwrap();
+        assert_eq!(hears(&asked, SOON).unwrap().0, b"answer");
+        TcpStream::connect_timeout(&"10.77.0.1:5353".parse().unwrap(), SOON).unwrap();
+    });
+}
+
+#[test]
 fn what_is_forbidden_is_so_from_the_first_moment() {
     let lan = Lan::new();
     let (host, peer) = (lan.host("host"), lan.host("peer"));

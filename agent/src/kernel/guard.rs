@@ -192,30 +192,38 @@ impl Guard {
         )
     }
 
-    /// Forwarded traffic enters and leaves the TUN only by the bridges that the settings name, or as a preserved caller's.
+    /// Forwarded traffic enters and leaves the TUN only by the bridges that the settings name, or as a preserved caller's. What
+    /// answers from there belongs to what it answers, and what was captured from there is answered by nobody else.
     fn forwarded(&self) -> String {
         let Self {
             tun,
-            forward,
+            mark,
             caller_mark,
+            udp_mark,
+            forward,
             ..
         } = self;
-        let (from, to) = if forward.is_empty() {
-            (String::new(), String::new())
-        } else {
+        let (mut from, mut to, mut answers) = (String::new(), String::new(), String::new());
+        if !forward.is_empty() {
             let names: Vec<String> = forward.iter().map(|name| format!("\"{name}\"")).collect();
             let names = names.join(", ");
-            (
-                format!("iifname != {{ {names} }} "),
-                format!("oifname != {{ {names} }} "),
-            )
-        };
+            from = format!("iifname != {{ {names} }} ");
+            to = format!("oifname != {{ {names} }} ");
+            answers = format!(
+                "  chain answers {{
+    type filter hook prerouting priority mangle; policy accept;
+    iifname {{ {names} }} ct direction reply ct mark != {caller_mark} meta mark set {mark}
+  }}
+"
+            );
+        }
         format!(
-            "  chain forwarded {{
+            "{answers}  chain forwarded {{
     type filter hook forward priority filter; policy accept;
     ct mark {caller_mark} accept
     oifname \"{tun}\" {from}counter drop
     iifname \"{tun}\" {to}counter drop
+    iifname != \"{tun}\" meta l4proto udp ct direction reply ct mark {udp_mark} counter drop
   }}
 "
         )

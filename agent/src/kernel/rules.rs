@@ -3,7 +3,7 @@
 //! * P: our own sockets (mark M) go to P+2, past the rest; what answers preserved callers (mark M+1) looks into the table of
 //!   these, which always has an answer.
 //! * P+1: what this machine itself sends (`iif lo`) by TCP, or by UDP to the resolver, looks into our table; so does UDP that
-//!   the guard marked ([`udp_mark`]), and TCP that is forwarded from a named bridge; so does [`REVERSE_TOS`].
+//!   the guard marked ([`udp_mark`]), and TCP and UDP that is forwarded from a named bridge; so does [`REVERSE_TOS`].
 //! * P+2: nothing; the target of the jump.
 //!
 //! And after the main table, at [`LAST`]: UDP that no other table has a way for, as to an IPv6 address of the mesh on a machine
@@ -146,10 +146,12 @@ fn wanted(capture: &Capture, dns: &Dns, family: AddressFamily) -> Vec<RuleMessag
     reverse.header.tos = REVERSE_TOS;
     rules.push(reverse);
     for bridge in &capture.forward_interfaces {
-        rules.push(lookup(vec![
-            RuleAttribute::Iifname(bridge.clone()),
-            RuleAttribute::IpProtocol(TCP.into()),
-        ]));
+        for protocol in [TCP, UDP] {
+            rules.push(lookup(vec![
+                RuleAttribute::Iifname(bridge.clone()),
+                RuleAttribute::IpProtocol(protocol.into()),
+            ]));
+        }
     }
     rules
 }
