@@ -1,10 +1,11 @@
 //! An agent of ours and a ztunnel under one mesh-control, each way.
 
 use std::io::{Read, Write};
+use std::net::UdpSocket;
 
 use mesh_lab::wait_until;
 
-use crate::fixture::{Mesh, SOON};
+use crate::fixture::{Machine, Mesh, SOON};
 use crate::issuer::Issuer;
 use crate::tools::Tools as _;
 use crate::traffic::{DENY_WEB, SERVICE, URL};
@@ -78,4 +79,32 @@ fn an_agent_calls_a_ztunnel_until_policy_says_no() {
     });
     mesh.ctl(&["delete", "authorizationpolicy", "no-web", "-n", "shop"]);
     assert_eq!(web.wait_get(URL), "answered by orders");
+}
+
+#[test]
+fn udp_between_an_agent_and_a_ztunnel_is_plain_and_said_to_be() {
+    if binary().is_none() {
+        return;
+    }
+    let issuer = Issuer::new();
+    let mut mesh = Mesh::start_with(&issuer.config());
+    let orders = ztunnel(&mut mesh, &issuer, "orders");
+    let web = mesh.member("web", "shop/web");
+    let vip = web.host.resolve("orders.shop.mesh.internal");
+    let (theirs, ours) = (
+        orders.machine.host.udp_echo("0.0.0.0:8080"),
+        web.host.udp_echo("0.0.0.0:5353"),
+    );
+    let ask = |from: &Machine, to: &str| {
+        let socket = from.host.enter(|| UdpSocket::bind("0.0.0.0:0")).unwrap();
+        socket.set_read_timeout(Some(SOON)).unwrap();
+        socket.connect(to).unwrap();
+        socket.send(b"question").unwrap();
+        let mut answer = [0; 16];
+        assert_eq!(socket.recv(&mut answer).unwrap(), 8, "{to}");
+    };
+    ask(&web, &format!("{vip}:80"));
+    assert_eq!(web.status()["flows"]["udp_plain"], 1, "{}", web.status());
+    ask(&orders.machine, &format!("{}:5353", web.ip4));
+    drop((theirs, ours));
 }
