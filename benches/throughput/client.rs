@@ -30,6 +30,18 @@ pub(crate) fn run(measure: &Measure, address: SocketAddr, seconds: f64) -> Resul
     runtime.block_on(load(measure, address, seconds))
 }
 
+/// Whether a message comes back from `address`.
+pub(crate) fn answers(address: SocketAddr) -> bool {
+    use std::io::{Read as _, Write as _};
+    let asked = || {
+        let mut stream = std::net::TcpStream::connect_timeout(&address, Duration::from_secs(1))?;
+        stream.set_read_timeout(Some(Duration::from_secs(1)))?;
+        stream.write_all(&[7; MESSAGE])?;
+        stream.read_exact(&mut [0; MESSAGE])
+    };
+    asked().is_ok()
+}
+
 async fn load(measure: &Measure, address: SocketAddr, seconds: f64) -> Result<Sample> {
     let counts = Arc::new(Counts::default());
     let mut workers = JoinSet::new();

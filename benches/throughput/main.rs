@@ -1,12 +1,16 @@
-//! Plain TCP against the mesh, on one veth, alternating in one run; prints one table of ratios with their spread.
+//! Plain TCP, the mesh over each of its transports, and other people's, alternating in one run; prints one table of medians and
+//! ratios with their spread.
 //!
 //! The same program is the harness, the server on machine B and the client on machine A (`serve`, `load`), so that each
 //! runs in its own process, where it belongs. `benches/README.md` says what the numbers mean.
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
 mod client;
+mod control;
 mod measure;
+mod proxies;
 mod server;
+mod side;
 mod table;
 mod topology;
 
@@ -16,7 +20,7 @@ use anyhow::{Context, Result, bail};
 
 use crate::measure::{MEASURES, Measure, Sample};
 use crate::table::Row;
-use crate::topology::{Side, Topology};
+use crate::topology::Topology;
 
 fn main() -> Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -46,18 +50,19 @@ fn harness() -> Result<()> {
         bail!("BENCH_ROUNDS and BENCH_SECONDS must be more than 0");
     }
     let topology = Topology::start()?;
+    let sides = topology.sides();
     let mut rows: Vec<Row> = MEASURES.iter().map(Row::new).collect();
-    for round in 1..=rounds {
+    for round in 0..rounds {
         for row in &mut rows {
             // Whoever goes first may find the machine in another state; so they take turns at that as well.
-            let order = if round % 2 == 1 {
-                [Side::Plain, Side::Mesh]
-            } else {
-                [Side::Mesh, Side::Plain]
-            };
-            for side in order {
+            for turn in 0..sides.len() {
+                let side = sides[(round + turn) % sides.len()];
                 let sample: Sample = topology.load(row.measure, side, seconds)?;
-                eprintln!("round {round}/{rounds} {:10} {side:?}: {sample:?}", row.measure.name);
+                eprintln!(
+                    "round {}/{rounds} {:10} {side:?}: {sample:?}",
+                    round + 1,
+                    row.measure.name
+                );
                 row.add(side, sample);
             }
         }

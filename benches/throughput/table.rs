@@ -1,5 +1,6 @@
 //! Samples into medians, ratios and their spread; the table, and the same as JSON.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::PathBuf;
 
@@ -7,16 +8,20 @@ use anyhow::Result;
 use serde_json::{Value, json};
 
 use crate::measure::{Measure, Sample};
-use crate::topology::Side;
+use crate::side::Side;
 
 /// A figure of a sample: its unit, and how it is read.
 type Figure = (&'static str, fn(&Sample) -> f64);
 
+/// A side, and what it is compared with.
+type Ratio = (Side, Side);
+
+const OURS: [Side; 2] = [Side::Hbone3, Side::Hbone];
+
 /// All runs of one measure; the nth of each side belong to one round.
 pub(crate) struct Row {
     pub(crate) measure: &'static Measure,
-    plain: Vec<Sample>,
-    mesh: Vec<Sample>,
+    samples: BTreeMap<Side, Vec<Sample>>,
 }
 
 /// Where and how it was measured.
@@ -39,26 +44,33 @@ impl Row {
     pub(crate) fn new(measure: &'static Measure) -> Self {
         Self {
             measure,
-            plain: Vec::new(),
-            mesh: Vec::new(),
+            samples: BTreeMap::new(),
         }
     }
 
     pub(crate) fn add(&mut self, side: Side, sample: Sample) {
-        match side {
-            Side::Plain => self.plain.push(sample),
-            Side::Mesh => self.mesh.push(sample),
-        }
+        self.samples.entry(side).or_default().push(sample);
     }
 
-    /// Mesh over plain, round by round.
-    fn ratio(&self, figure: fn(&Sample) -> f64) -> Spread {
-        Spread::of(
-            self.plain
-                .iter()
-                .zip(&self.mesh)
-                .map(|(plain, mesh)| figure(mesh) / figure(plain)),
-        )
+    fn of(&self, side: Side, figure: fn(&Sample) -> f64) -> Spread {
+        Spread::of(self.samples[&side].iter().map(figure))
+    }
+
+    /// One side over another, round by round.
+    fn ratio(&self, (side, base): Ratio, figure: fn(&Sample) -> f64) -> Spread {
+        let rounds = self.samples[&side].iter().zip(&self.samples[&base]);
+        Spread::of(rounds.map(|(one, other)| figure(one) / figure(other)))
+    }
+
+    fn sides(&self) -> Vec<Side> {
+        self.samples.keys().copied().collect()
+    }
+
+    /// Ours over plain, and over each of the others.
+    fn ratios(&self) -> Vec<Ratio> {
+        let sides = self.sides();
+        let bases = sides.iter().filter(|side| !OURS.contains(side));
+        bases.flat_map(|base| OURS.map(|side| (side, *base))).collect()
     }
 
     fn figures(&self) -> Vec<Figure> {
@@ -119,38 +131,47 @@ impl Spread {
 /// The table, in Markdown.
 pub(crate) fn print(facts: &Facts, rows: &[Row]) -> String {
     let mut text = format!(
-        "\nPlain TCP against the mesh, one veth: {} rounds of {} s, alternating; median (min-max); cubic; kernel {}, {} CPUs \
-         shared by both ends, server and client.\nThe ratio is mesh / plain, taken round by round.\n\n",
+        "\nPlain TCP, the mesh and others, one switch: {} rounds of {} s, alternating; median (min-max); cubic; kernel {}, {} CPUs \
+         shared by both ends, server and client.\nRatios are taken round by round.\n\n",
         facts.rounds, facts.seconds, facts.kernel, facts.cpus
     );
-    text.push_str("| measure | figure | plain | mesh | ratio |\n|---|---|---|---|---|\n");
+    let Some(first) = rows.first() else { return text };
+    let (sides, ratios) = (first.sides(), first.ratios());
+    let titles = sides.iter().map(|side| side.name().to_owned());
+    let titles: Vec<_> = titles.chain(ratios.iter().map(title)).collect();
+    // Writing to a String cannot fail.
+    let _ = writeln!(text, "| measure | figure | {} |", titles.join(" | "));
+    let _ = writeln!(text, "|---|---|{}", "---|".repeat(titles.len()));
     for row in rows {
         for (unit, figure) in row.figures() {
-            let plain = Spread::of(row.plain.iter().map(figure)).text();
-            let mesh = Spread::of(row.mesh.iter().map(figure)).text();
-            // Writing to a String cannot fail.
-            let _ = writeln!(
-                text,
-                "| {} | {unit} | {plain} | {mesh} | {} |",
-                row.measure.name,
-                row.ratio(figure).text()
-            );
+            let plain = sides.iter().map(|side| row.of(*side, figure));
+            let cells = plain.chain(ratios.iter().map(|ratio| row.ratio(*ratio, figure)));
+            let cells: Vec<_> = cells.map(Spread::text).collect();
+            let _ = writeln!(text, "| {} | {unit} | {} |", row.measure.name, cells.join(" | "));
         }
     }
     text
 }
 
+fn title((side, base): &Ratio) -> String {
+    format!("{} / {}", side.name(), base.name())
+}
+
 /// Writes everything, single samples included, below the target directory; gives the file.
 pub(crate) fn write_json(facts: &Facts, rows: &[Row]) -> Result<PathBuf> {
+    let of = |row: &Row, ratio: &Ratio| -> Value {
+        let figures = row.figures();
+        let spreads = figures
+            .iter()
+            .map(|(unit, figure)| ((*unit).to_owned(), row.ratio(*ratio, *figure).json()));
+        Value::Object(spreads.collect())
+    };
     let measures: Vec<Value> = rows
         .iter()
         .map(|row| {
-            let ratios: serde_json::Map<String, Value> = row
-                .figures()
-                .iter()
-                .map(|(unit, figure)| ((*unit).to_owned(), row.ratio(*figure).json()))
-                .collect();
-            json!({"name": row.measure.name, "plain": row.plain, "mesh": row.mesh, "ratio": ratios})
+            let ratios = row.ratios();
+            let ratios: BTreeMap<_, _> = ratios.iter().map(|ratio| (title(ratio), of(row, ratio))).collect();
+            json!({"name": row.measure.name, "samples": row.samples, "ratios": ratios})
         })
         .collect();
     let value = json!({
