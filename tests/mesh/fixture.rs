@@ -221,6 +221,26 @@ impl Machine {
         self.agent = Some(self.host.spawn(&mut command));
     }
 
+    /// As the unit has it: a user of its own, the one capability, and the device.
+    pub fn start_as_user(&mut self) {
+        self.host
+            .sh("mount -t tmpfs tmpfs /dev/net && mknod -m 666 /dev/net/tun c 10 200");
+        let (dir, above) = (self.dir.display(), self.dir.parent().unwrap().display());
+        self.host.sh(&format!("chmod a+rx {above} && chown -R 4711:4711 {dir}"));
+        let mut unit = self.host.command("setpriv");
+        unit.args([
+            "--reuid=4711",
+            "--regid=4711",
+            "--clear-groups",
+            "--bounding-set=-all,+net_admin",
+        ])
+        .args(["--inh-caps=+net_admin", "--ambient-caps=+net_admin"]);
+        let own = self.agent_command(&["run"]);
+        unit.arg(own.get_program()).args(own.get_args());
+        log_to(&mut unit, &self.dir.join("agent.log"));
+        self.agent = Some(self.host.spawn(&mut unit));
+    }
+
     /// SIGKILL, and gone.
     pub fn kill(&mut self) {
         self.agent = None;

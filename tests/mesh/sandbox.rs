@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::process::Command;
 
-use crate::fixture::{Mesh, SOON, log_to, text};
+use crate::fixture::{Mesh, SOON, text};
 use crate::health::probe;
 use mesh_lab::{Host, wait_until};
 use serde_json::json;
@@ -205,7 +205,7 @@ fn time_and_output_are_bounded_and_nothing_survives() {
 #[test]
 fn a_command_of_the_agents_own_user_is_no_operator() {
     let mut mesh = Mesh::start();
-    let machine = mesh.machine("m");
+    let mut machine = mesh.machine("m");
     let socket = machine.dir.join("run/admin.sock");
     let command = json!([
         "/bin/sh",
@@ -221,26 +221,7 @@ fn a_command_of_the_agents_own_user_is_no_operator() {
     );
     machine.configure(&format!("[health]\nexec = [{command}]\n"));
     machine.join(&mesh.token("shop/orders"));
-    // As the unit has it: a user of its own, the one capability, and the device.
-    machine
-        .host
-        .sh("mount -t tmpfs tmpfs /dev/net && mknod -m 666 /dev/net/tun c 10 200");
-    let (dir, above) = (machine.dir.display(), machine.dir.parent().unwrap().display());
-    machine
-        .host
-        .sh(&format!("chmod a+rx {above} && chown -R 4711:4711 {dir}"));
-    let mut unit = machine.host.command("setpriv");
-    unit.args([
-        "--reuid=4711",
-        "--regid=4711",
-        "--clear-groups",
-        "--bounding-set=-all,+net_admin",
-    ])
-    .args(["--inh-caps=+net_admin", "--ambient-caps=+net_admin"]);
-    let own = machine.agent_command(&["run"]);
-    unit.arg(own.get_program()).args(own.get_args());
-    log_to(&mut unit, &machine.dir.join("agent.log"));
-    let _agent = machine.host.spawn(&mut unit);
+    machine.start_as_user();
     wait_until(SOON, "the probe's verdict", || {
         machine.status()["health"]["state"] == "unhealthy"
     });

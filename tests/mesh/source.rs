@@ -3,7 +3,7 @@
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream};
 
-use crate::fixture::{GROUPS, Machine, Mesh, SOON, log_to, saw, text};
+use crate::fixture::{GROUPS, Machine, Mesh, SOON, saw, text};
 use crate::tools::Tools as _;
 use mesh_lab::{Host, cable, wait_until};
 
@@ -264,28 +264,10 @@ fn when_the_agent_dies_nothing_of_its_flows_leaves_in_plain_and_cleanup_removes_
 #[test]
 fn a_user_with_one_capability_is_enough() {
     let mut mesh = Mesh::start();
-    let machine = mesh.machine("orders");
+    let mut machine = mesh.machine("orders");
     machine.join(&mesh.token("shop/orders"));
     let web = mesh.member("web", "shop/web");
-    machine
-        .host
-        .sh("mount -t tmpfs tmpfs /dev/net && mknod -m 666 /dev/net/tun c 10 200");
-    let (dir, above) = (machine.dir.display(), machine.dir.parent().unwrap().display());
-    machine
-        .host
-        .sh(&format!("chmod a+rx {above} && chown -R 4711:4711 {dir}"));
-    let mut unit = machine.host.command("setpriv");
-    unit.args([
-        "--reuid=4711",
-        "--regid=4711",
-        "--clear-groups",
-        "--bounding-set=-all,+net_admin",
-    ])
-    .args(["--inh-caps=+net_admin", "--ambient-caps=+net_admin"]);
-    let own = machine.agent_command(&["run"]);
-    unit.arg(own.get_program()).args(own.get_args());
-    log_to(&mut unit, &machine.dir.join("agent.log"));
-    let _agent = machine.host.spawn(&mut unit);
+    machine.start_as_user();
     machine.wait_ready();
     wait_state(&machine, "on");
     teller(&machine.host, "0.0.0.0:8080");
